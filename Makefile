@@ -1,0 +1,73 @@
+# Every target is self-sufficient: it makes .venv with the first Python >= 3.11 it finds and installs the package there, once.
+# make PYTHON=/path/to/python3.12 …   picks the interpreter;   make VENV=/elsewhere …   the environment.
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEPS := setup.py settings.ini constraints.txt
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+DEMO ?= reports/demo
+export PYTHONUTF8 := 1
+# a check is many small processes, so one thread each; what a user runs takes all cores
+ONE := OMP_NUM_THREADS=1 MPLBACKEND=agg
+say = @echo "==> $(1)"
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check notebooks pytest prepare docs bench clean
+
+help:
+	@echo "make demo     five prompts into music with the model in data/zoo (writes $(DEMO))"
+	@echo "make test     everything CI runs: no-op checks, all notebooks, pytest, docs"
+	@echo "make prepare  export, test and clean both notebook folders, rewrite README.md"
+	@echo "make docs     render both folders into _docs"
+	@echo "make bench    the speed table"
+	@echo "make clean    remove the environment and what the builds wrote"
+
+$(VENV)/bin/python:
+	@for p in "$(PYTHON)" python3 python3.13 python3.12 python3.11 python3.14; do \
+	    if [ -n "$$p" ] && "$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3,11))' 2>/dev/null; then \
+	        echo "==> $(VENV): $$("$$p" -V)"; exec "$$p" -m venv "$(VENV)"; fi; done; \
+	echo "No Python >= 3.11 with the venv module was found. Install one (on Debian and Ubuntu also python3-venv), or name it: make PYTHON=/path/to/python3" >&2; exit 1
+
+$(VENV)/core.ok: $(DEPS) | $(VENV)/bin/python
+	$(call say,install)
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/dev.ok: $(DEPS) | $(VENV)/bin/python
+	$(call say,install with the developers' tools)
+	$(PIP) -e ".[dev]"
+	@touch $(VENV)/core.ok $@
+
+demo: $(VENV)/core.ok
+	@$(BIN)/soundlm demo
+
+check: $(VENV)/dev.ok
+	$(call say,export and clean and README are no-ops)
+	@$(ONE) $(BIN)/soundlm_check
+
+notebooks: $(VENV)/dev.ok
+	$(call say,notebooks of both folders)
+	@$(ONE) $(BIN)/soundlm_prepare --only_test
+
+pytest: $(VENV)/dev.ok
+	$(call say,pytest)
+	@$(ONE) $(BIN)/python -m pytest -q -p no:cacheprovider tests
+
+docs: $(VENV)/dev.ok
+	$(call say,docs)
+	@$(ONE) $(BIN)/soundlm_docs
+
+# one after the other, whatever -j says: the stages share two cores
+test: $(VENV)/dev.ok
+	@$(MAKE) --no-print-directory check
+	@$(MAKE) --no-print-directory notebooks
+	@$(MAKE) --no-print-directory docs
+	@$(MAKE) --no-print-directory pytest
+
+prepare: $(VENV)/dev.ok
+	@$(BIN)/soundlm_prepare
+
+bench: $(VENV)/core.ok
+	@$(BIN)/soundlm bench
+
+clean:
+	rm -rf $(VENV) _docs _proc build dist *.egg-info
