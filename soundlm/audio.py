@@ -87,14 +87,14 @@ def limit(
     warnings.warn(f"audio peaked above full scale and was turned down by {20*math.log10(peak/0.99):.1f} dB", SoundlmWarning, stacklevel=3)
     return wav*(0.99/peak)
 
-# %% ../nbs/01_audio.ipynb #9845babf
+# %% ../nbs/01_audio.ipynb #0973d676
 def truncated(
     info, # What `soundfile.info(…, verbose=True)` gave
     n:int, # Frames that could be read
     want:int, # Frames asked for
 ) -> bool: # True if the file ends before its header says
     "Did the file break off?"
-    if info.format=='MP3': return n==0 # its length is only an estimate
+    if info.format in ('MP3','OGG'): return n==0<want # their length is only an estimate
     for line in info.extra_info.splitlines():
         said = line.split(':')[-1].split('(')[0].strip()
         if line.strip().startswith('data') and 'should be' in line and said.isdigit():
@@ -137,7 +137,7 @@ def load(
     warnings.warn(f"{sr} Hz audio was resampled to {sample_rate} Hz", SoundlmWarning, stacklevel=2)
     return resample(wav, sr, sample_rate),sample_rate
 
-# %% ../nbs/01_audio.ipynb #c6a6544f
+# %% ../nbs/01_audio.ipynb #20612272
 def play(
     wav:Tensor, # (c,n) or (n,) audio in ±1
     sample_rate:int, # Samples a second
@@ -146,14 +146,14 @@ def play(
     "A player with the sound inside, as MP3"
     from html import escape
     from IPython.display import Audio
-    data = encode(limit(torch.atleast_2d(wav)), sample_rate, 'MP3', bitrate_mode='VARIABLE', compression_level=0.6)
+    data = encode(limit(check(torch.atleast_2d(wav))), sample_rate, 'MP3', bitrate_mode='VARIABLE', compression_level=0.6)
     res = Audio(data=data)
     res.mimetype = 'audio/mpeg'
     html = res._repr_html_()
     if title: res._repr_html_ = lambda: f"<div><b>{escape(title)}</b><br>{html}</div>"
     return res
 
-# %% ../nbs/01_audio.ipynb #15615241
+# %% ../nbs/01_audio.ipynb #a213860b
 def spectrogram(
     wav:Tensor, # (1,n) or (n,) audio
     sample_rate:int, # Samples a second
@@ -163,20 +163,21 @@ def spectrogram(
     "Log-mel spectrogram"
     import librosa
     x = check(torch.atleast_2d(wav)).detach().cpu().float().mean(0).numpy()
-    return librosa.power_to_db(librosa.feature.melspectrogram(y=x, sr=sample_rate, n_mels=mels, hop_length=hop), ref=np.max)
+    return librosa.power_to_db(librosa.feature.melspectrogram(y=x, sr=sample_rate, n_mels=mels, hop_length=hop, n_fft=4*hop), ref=np.max)
 
-# %% ../nbs/01_audio.ipynb #87e22ab6
+# %% ../nbs/01_audio.ipynb #9123a1c0
 def draw(
     wav:Tensor, # (1,n) or (n,) audio
     sample_rate:int, # Samples a second
     ax=None, # matplotlib's axes; new ones if None
     title:str|None=None, # Above the picture
+    mels:int=128, # Frequency bands
     hop:int=512, # Samples from frame to frame
 ) -> 'matplotlib.axes.Axes': # The axes
     "Draw a log-mel spectrogram: time in seconds, mel-spaced frequency in Hz"
     import librosa.display, matplotlib.pyplot as plt
     if ax is None: ax = plt.subplots(figsize=(7,2.4), dpi=80, layout='constrained')[1]
-    librosa.display.specshow(spectrogram(wav, sample_rate, hop=hop), sr=sample_rate, hop_length=hop, x_axis='time', y_axis='mel', ax=ax)
+    librosa.display.specshow(spectrogram(wav, sample_rate, mels, hop), sr=sample_rate, hop_length=hop, x_axis='time', y_axis='mel', ax=ax)
     ax.set(xlabel='seconds', ylabel='Hz')
     if title: ax.set_title(title, fontsize=10)
     return ax

@@ -7,8 +7,8 @@ __all__ = ['SoundlmError', 'AudioError', 'HubError', 'TokenError', 'SoundlmWarni
            'torch_rng', 'get_device', 'precision', 'has_fast_bf16_cpu', 'write_error', 'atomic', 'file_sha', 'text_sha',
            'zoo_dir', 'cache_dir', 'data_dir', 'require_data', 'track']
 
-# %% ../nbs/00_core.ipynb #3e85209d
-import errno, hashlib, os, random, tempfile, warnings
+# %% ../nbs/00_core.ipynb #7f3c9353
+import errno, hashlib, os, random, sys, tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 

@@ -7,10 +7,10 @@ __all__ = ['twins', 'kinds', 'kind_of', 'part_class', 'to_fp16', 'state_bytes', 
            'weights_sha', 'read_weights', 'table', 'card', 'provenance', 'zoo', 'within', 'hub_error', 'snapshot',
            'fetch', 'path', 'load', 'load_parts']
 
-# %% ../nbs/02_hub.ipynb #b0161ff8
-import json, os, warnings
+# %% ../nbs/02_hub.ipynb #d26211c4
+import errno, json, os, warnings
 from pathlib import Path
-from .core import HubError, SoundlmError, SoundlmWarning, get_device, near, write_error, zoo_dir
+from .core import HubError, SoundlmWarning, get_device, near, write_error, zoo_dir
 
 # %% ../nbs/02_hub.ipynb #39fcdc35
 twins = {'facebook/encodec_32khz':'encodec_32khz-tiny', 'hubertsiuzdak/snac_24khz':'snac_24khz-tiny',
@@ -30,7 +30,7 @@ def kind_of(
     if 'vq_strides' in config: return 'snac'
     return config.get('model_type', '')
 
-# %% ../nbs/02_hub.ipynb #e6c41238
+# %% ../nbs/02_hub.ipynb #434d2003
 def part_class(
     config:dict, # A part's config.json
 ) -> type: # Has `from_folder(folder, **kw)`; raises HubError
@@ -42,7 +42,7 @@ def part_class(
     mod,cls = kinds[kind].split(':')
     try: return getattr(import_module(mod), cls)
     except (ImportError, AttributeError) as e:
-        raise HubError(f"Models of type {kind!r} need {kinds[kind]}, which cannot be imported ({e}): update soundlm") from e
+        raise HubError(f"Models of type {kind!r} need {kinds[kind]}, which cannot be imported ({e}): install what it names, or update soundlm") from e
 
 # %% ../nbs/02_hub.ipynb #cdaf16f2
 def to_fp16(
@@ -65,7 +65,7 @@ def state_bytes(
     from safetensors.torch import save
     return save({k:v.detach().cpu().clone().contiguous() for k,v in state.items()}, metadata={'format':'pt'})
 
-# %% ../nbs/02_hub.ipynb #c12b680e
+# %% ../nbs/02_hub.ipynb #7cc7c35f
 def save(
     folder, # Where the part will be
     state:dict, # Name → tensor, as `to_fp16` gives
@@ -76,7 +76,7 @@ def save(
     from tempfile import TemporaryDirectory
     folder = Path(folder)
     files = {'model.safetensors':state_bytes(state), 'README.md':card.encode(),
-        'config.json':(json.dumps(config, indent=1, ensure_ascii=False)+'\n').encode()}
+        'config.json':(json.dumps(config, indent=1, ensure_ascii=False)+'\n').encode()} # last: it makes the folder a part
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder.parent, prefix=f'.{folder.name}-') as tmp:
@@ -119,7 +119,7 @@ def weights_sha(
             while block := f.read(1<<20): h.update(block)
     return h.hexdigest()[:12]
 
-# %% ../nbs/02_hub.ipynb #e88bc3a9
+# %% ../nbs/02_hub.ipynb #64dc8f34
 def read_weights(
     folder, # A part's folder
 ) -> dict: # Name → tensor on the CPU, floats as float32; raises HubError
@@ -134,6 +134,8 @@ def read_weights(
             raise HubError(f"{path} holds more than tensors, or is damaged; it was not unpickled. Use a safetensors version of the model") from e
         except (SafetensorError, OSError, RuntimeError, EOFError) as e:
             raise HubError(f"Cannot read {path} ({e}): it is truncated or damaged. Fetch or save the part again") from e
+    if odd := [k for k,v in res.items() if not isinstance(v, torch.Tensor)]:
+        raise HubError(f"{folder} holds {odd[0]!r}, which is no tensor, expected a flat state dict: convert it to safetensors")
     return {k:v.float() if v.is_floating_point() else v for k,v in res.items()}
 
 # %% ../nbs/02_hub.ipynb #3ea82f2c
@@ -207,7 +209,7 @@ def within(
     if err: raise err
     return res
 
-# %% ../nbs/02_hub.ipynb #b77e84db
+# %% ../nbs/02_hub.ipynb #90c4fc0b
 def hub_error(
     name:str, # A hub id
     err, # What went wrong: an exception or words
@@ -218,7 +220,7 @@ def hub_error(
     elif type(err).__name__ in ('RepositoryNotFoundError','RevisionNotFoundError','HFValidationError'):
         why,todo = 'the hub has no such model or revision', f"check the name. {near(name, twins)}".strip()
     else: why,todo = f"the hub cannot be reached: {str(err).strip().splitlines()[0] if str(err) else type(err).__name__}", 'connect to a network'
-    twin = f", or use its twin {twins[name]!r}, which is in the zoo" if name in twins else ''
+    twin = f", or use its twin {twins[name]!r}" if name in twins else ''
     return HubError(f"Cannot get {name!r} ({why}). Please {todo}{twin}.")
 
 # %% ../nbs/02_hub.ipynb #2af1fd45
@@ -233,28 +235,29 @@ def snapshot(
     allow = ['*.json','*.safetensors','*.bin','*.model','*.txt','*.jinja']
     return Path(snapshot_download(name, revision=revision, allow_patterns=allow, ignore_patterns=list(skip), etag_timeout=5, **kw))
 
-# %% ../nbs/02_hub.ipynb #50f2b43c
+# %% ../nbs/02_hub.ipynb #160a211c
 def fetch(
     name:str, # A hub id
     revision:str|None=None, # A commit, tag or branch
     seconds:float=8., # Wait no longer than this for the hub's first answer
 ) -> Path: # The folder in the hub's cache; raises HubError within 10 s if there is no hub
     "Download a model's config, weights and tokenizer, or find them in the cache"
-    import httpx
     from huggingface_hub import HfApi, constants, errors
+    network = OSError, *errors.HfHubHTTPError.__bases__ # what the hub's HTTP library raises: httpx now, requests once
     try:
-        if constants.is_offline_mode(): raise ConnectionError('HF_HUB_OFFLINE is set')
+        if constants.HF_HUB_OFFLINE: raise ConnectionError('HF_HUB_OFFLINE is set')
         info = within(seconds, lambda: HfApi().model_info(name, revision=revision, timeout=seconds))
         safe = any(o.rfilename.endswith('.safetensors') for o in info.siblings if '/' not in o.rfilename)
         return snapshot(name, revision, ('*/*','*.bin') if safe else ('*/*',))
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, ValueError) as e: raise hub_error(name, e) from e
-    except (OSError, httpx.HTTPError) as e:
+    except network as e:
+        if getattr(e, 'errno', None)==errno.ENOSPC: raise write_error(constants.HF_HUB_CACHE, e) from e
         try: res = snapshot(name, revision, local_files_only=True)
         except (OSError, ValueError): raise hub_error(name, e) from e
         warnings.warn(f"{name}: using the copy in the cache ({str(e).splitlines()[0]})", SoundlmWarning, stacklevel=3)
         return res
 
-# %% ../nbs/02_hub.ipynb #68b5efd3
+# %% ../nbs/02_hub.ipynb #a32b325f
 def path(
     name, # A zoo name, a hub id or a folder
     revision:str|None=None, # A commit, tag or branch on the hub
@@ -266,11 +269,11 @@ def path(
         raise HubError(f"Got {name!r}, expected a folder: there is none of that name")
     if name.count('/')==1: return fetch(name, revision)
     if name and '/' not in name and (zoo_dir()/name/'config.json').is_file(): return zoo_dir()/name
-    have = [o['name'] for o in zoo()]
+    have = sorted(o.parent.name for o in zoo_dir().glob('*/config.json'))
     raise HubError(f"Got model {name!r}, expected one of the zoo's ({', '.join(have) or 'which is empty'}), "
         f"a hub id (owner/name) or a folder (./name). {near(name, have+list(twins))}".strip())
 
-# %% ../nbs/02_hub.ipynb #f1ea756d
+# %% ../nbs/02_hub.ipynb #19046801
 def load(
     name, # A zoo name, a hub id or a folder
     device='cpu', # 'auto', 'cpu', 'cuda' …
@@ -285,12 +288,12 @@ def load(
     res = cls.from_folder(folder, **kw)
     if hasattr(res, 'to'): res = res.to(dev)
     if hasattr(res, 'eval'): res = res.eval()
-    res.name = folder.name if '/' not in str(name) or str(name)[0] in './~' else str(name)
+    res.name = folder.resolve().name if str(name)[0] in './~' else str(name)
     res.sha = weights_sha(folder)
-    if 'parts' in config: res.parts = load_parts(res.name, config['parts'], parts or {}, dev)
+    if parts or 'parts' in config: res.parts = load_parts(res.name, config.get('parts', {}), parts or {}, dev)
     return res
 
-# %% ../nbs/02_hub.ipynb #66032c46
+# %% ../nbs/02_hub.ipynb #3c5aadee
 def load_parts(
     name:str, # The model that needs them, for the messages
     want:dict, # Role → {'name','sha'}, from its config
@@ -298,6 +301,8 @@ def load_parts(
     device, # Where they go
 ) -> dict: # Role → part; raises HubError if one is not what the model was trained on
     "The parts that a model was trained on, checked by their weights"
+    if extra := set(have)-set(want):
+        raise HubError(f"Got parts {sorted(extra)}, but {name} was trained on {sorted(want) or 'no others'}: leave them out")
     res = {}
     for role,o in want.items():
         part = have[role] if role in have else load(o['name'], device)
