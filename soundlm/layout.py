@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['Layout', 'check_codes', 'Slots', 'Flat', 'Delay', 'undelay', 'depth_first', 'Frame', 'layout']
 
-# %% ../nbs/04_layout.ipynb #71057c68
+# %% ../nbs/04_layout.ipynb #10ff6a47
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor
 from .core import SoundlmError, TokenError, near
 
@@ -127,8 +128,7 @@ def undelay(
     k,n = seq.shape[1:]
     return torch.stack([seq[:,i,i:n-k+1+i] for i in range(k)], dim=1)
 
-# %% ../nbs/04_layout.ipynb #17ce6edf
-from fastcore.basics import patch
+# %% ../nbs/04_layout.ipynb #76984642
 @patch
 def revert(self:Delay,
     seq:Tensor, # (b,k,t+k-1) ids
