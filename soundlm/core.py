@@ -12,11 +12,15 @@ import errno, hashlib, os, random, sys, tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# %% ../nbs/00_core.ipynb #05d1b197
+# %% ../nbs/00_core.ipynb #c2531702
 class SoundlmError(Exception): "What a user can put right; the message says what was got, what was expected, and what to do"
+
+# %% ../nbs/00_core.ipynb #8c6d8b5e
 class AudioError(SoundlmError): "Audio that cannot be used"
 class HubError(SoundlmError): "A model that cannot be found, read or trusted"
 class TokenError(SoundlmError): "Tokens that do not fit the codec or layout they meet"
+
+# %% ../nbs/00_core.ipynb #f82ce3f1
 class SoundlmWarning(UserWarning): "A result that is not quite what was asked for"
 
 # %% ../nbs/00_core.ipynb #4b6165e6
@@ -68,18 +72,18 @@ def torch_rng(
     import torch
     return torch.Generator(device=device).manual_seed(key_seed(*keys))
 
-# %% ../nbs/00_core.ipynb #d5d0f9f5
+# %% ../nbs/00_core.ipynb #f03bc3be
 def get_device(
     name='auto', # 'auto', or torch's name for a device
 ) -> 'torch.device': # One that is there; raises SoundlmError otherwise
     "The best device here, or the one asked for"
     import torch
-    have = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
-    if str(name)=='auto': name = next(k for k,v in have.items() if v)
+    gpus,mps = torch.cuda.device_count() if torch.cuda.is_available() else 0, torch.backends.mps.is_available()
+    if str(name)=='auto': name = 'cuda' if gpus else 'mps' if mps else 'cpu'
     try: dev = torch.device(name)
     except RuntimeError as e: raise SoundlmError(f"Got device {name!r}, expected auto, cpu, cuda or mps") from e
-    if have.get(dev.type, True): return dev
-    raise SoundlmError(f"Got device {name!r}, but there is none here: use device 'cpu'")
+    if {'cuda':(dev.index or 0)<gpus, 'mps':mps}.get(dev.type, True): return dev
+    raise SoundlmError(f"Got device {str(name)!r}, expected one that is here: use 'auto' or 'cpu'")
 
 # %% ../nbs/00_core.ipynb #197c40ce
 def precision(
@@ -126,37 +130,40 @@ def atomic(
         if tmp:
             with suppress(FileNotFoundError): os.unlink(tmp)
 
-# %% ../nbs/00_core.ipynb #3919507a
+# %% ../nbs/00_core.ipynb #7d1cd06f
 def file_sha(
     path, # A file
 ) -> str: # 12 hexadecimal digits
     "The start of a file's SHA-256"
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()[:12]
 
+# %% ../nbs/00_core.ipynb #93793b6f
 def text_sha(
     s:str, # Any text
 ) -> str: # 12 hexadecimal digits
     "The start of a text's SHA-256"
     return hashlib.sha256(s.encode()).hexdigest()[:12]
 
-# %% ../nbs/00_core.ipynb #e9f65d53
+# %% ../nbs/00_core.ipynb #e221e66b
 def zoo_dir() -> Path: # Folder with one folder for each small trained model
     "`SOUNDLM_ZOO`, or `data/zoo` beside the package"
     if env := os.environ.get('SOUNDLM_ZOO'): return Path(env).expanduser()
     import soundlm
     return Path(soundlm.__file__).resolve().parent.parent/'data'/'zoo'
 
+# %% ../nbs/00_core.ipynb #37774481
 def cache_dir() -> Path: # Folder that may be deleted at any time
     "`SOUNDLM_CACHE`, or `~/.cache/soundlm`"
     return Path(os.environ.get('SOUNDLM_CACHE') or '~/.cache/soundlm').expanduser()
 
-# %% ../nbs/00_core.ipynb #0949aa95
+# %% ../nbs/00_core.ipynb #2a725a60
 def data_dir() -> Path|None: # None where there are no recordings
     "`SOUNDLM_DATA`, or the folder that `soundlm data` fills"
     if env := os.environ.get('SOUNDLM_DATA'): return Path(env).expanduser()
     res = cache_dir()/'data'
     return res if res.exists() else None
 
+# %% ../nbs/00_core.ipynb #a6f1fa35
 def require_data(
     *parts:str, # Path below the data folder: 'speech','fsdd'
 ) -> Path: # It exists; raises SoundlmError otherwise

@@ -98,7 +98,7 @@ def read_config(
     if isinstance(res, dict): return res
     raise HubError(f"{path} holds a {type(res).__name__}, expected an object: fetch or save the part again")
 
-# %% ../nbs/02_hub.ipynb #c82f7306
+# %% ../nbs/02_hub.ipynb #6da6d85e
 def weight_files(
     folder, # A part's folder
 ) -> list[Path]: # Safetensors if there are any, else .bin; raises HubError if there are none
@@ -108,6 +108,7 @@ def weight_files(
         if res := sorted(o for o in Path(folder).glob(pattern) if o.name not in skip): return res
     raise HubError(f"Got no weights in {folder}, expected model.safetensors or a .bin: fetch or save the part again")
 
+# %% ../nbs/02_hub.ipynb #e662a2bd
 def weights_sha(
     folder, # A part's folder
 ) -> str: # 12 hexadecimal digits
