@@ -15,6 +15,7 @@ exclude_patterns = ['**.ipynb_checkpoints']
 
 nb_execution_mode = 'off' # pages show the outputs that were committed
 nb_merge_streams = True
+nb_render_markdown_format = 'myst' # so that tables in outputs are tables
 myst_enable_extensions = ['dollarmath', 'amsmath', 'colon_fence', 'deflist']
 myst_heading_anchors = 3
 myst_links_external_new_tab = True

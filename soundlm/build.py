@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['folders', 'root', 'notebooks', 'read', 'write', 'directives', 'body', 'heading', 'colab_cells', 'is_colab',
-           'add_colab', 'colab', 'shown', 'page_name', 'relink', 'contents', 'report', 'players', 'text_outputs',
-           'readme_text', 'plain', 'run_notebook', 'clean', 'execute', 'rebuild', 'test_notebooks', 'prepare',
-           'copy_sources', 'differing', 'check', 'head', 'class_head', 'symbols', 'module_of', 'reference',
+           'add_colab', 'colab', 'shown', 'page_name', 'relink', 'contents', 'report', 'players', 'site',
+           'text_outputs', 'readme_text', 'plain', 'run_notebook', 'clean', 'execute', 'rebuild', 'test_notebooks',
+           'prepare', 'copy_sources', 'differing', 'check', 'head', 'class_head', 'symbols', 'module_of', 'reference',
            'link_names', 'page', 'section', 'toctrees', 'pages', 'docs']
 
 # %% ../nbs/90_build.ipynb #aab7714b
@@ -203,6 +203,11 @@ def players(
         return f'<p>{title}<br><audio controls preload="none" src="data:audio/{p.suffix[1:]};base64,{data}"></audio></p>'
     return '\n'.join(map(one, files)) or '<p>No clips yet: run <code>make demo</code>.</p>'
 
+# %% ../nbs/90_build.ipynb #dda7a6ef
+def site() -> str: # URL
+    "Where the rendered site is published"
+    return get_config()['doc_host']+get_config()['doc_baseurl']+'/'
+
 # %% ../nbs/90_build.ipynb #99a0af5d
 def text_outputs(
     cell:dict, # A code cell
@@ -216,7 +221,9 @@ def text_outputs(
         elif not any('html' in k or k.startswith('image') for k in data): res.append(o)
     return res
 
-# %% ../nbs/90_build.ipynb #916dc110
+# %% ../nbs/90_build.ipynb #bcf5d35e
+def _text(o): return ''.join(o['text'] if 'text' in o else o['data'].get('text/markdown') or o['data']['text/plain'])
+
 def readme_text(
     nb:dict, # index.ipynb with its outputs
 ) -> str: # Markdown
@@ -226,11 +233,11 @@ def readme_text(
     for c in nb['cells']:
         how = shown(c) if not c['source'].startswith('<!-- colab') else ''
         if how=='md': cells.append({**c, 'source':relink(c['source'], 'readme')})
-        elif how: cells.append({**c, 'source':body(c['source']) if how=='code' else '', 'outputs':text_outputs(c)})
+        if how=='output': cells += [dict(cell_type='markdown', id=f'o{len(cells)}', metadata={}, source=_text(o)) for o in text_outputs(c)]
+        if how=='code': cells.append({**c, 'source':body(c['source']), 'outputs':text_outputs(c)})
     import nbformat
     new = nbformat.from_dict({**nb, 'cells':cells})
     md,_ = MarkdownExporter(exclude_input_prompt=True, exclude_output_prompt=True).from_notebook_node(new)
-    md = re.sub(r'```python\s*```\n', '', md)
     return '<!-- made from nbs/index.ipynb by `make prepare` -->\n' + re.sub(r'\n{3,}', '\n\n', md).strip() + '\n'
 
 # %% ../nbs/90_build.ipynb #a2fe147b
@@ -420,13 +427,13 @@ def reference(
         out += [f'<a id="{name.lower()}"></a>', f'## {name}', f'```python\n{sig}\n```', doc]
     return '\n\n'.join(out)+'\n'
 
-# %% ../nbs/90_build.ipynb #130cce90
+# %% ../nbs/90_build.ipynb #d33c40de
 def link_names(
     md:str, # Markdown
     where:dict, # name → page of its reference
 ) -> str: # With links on the names it knows
     "Link `` `name` `` to its reference, outside of code blocks and links"
-    def link(m): return f'<a href="{where[m[1]]}.html#{m[1].lower()}"><code>{escape(m[1])}</code></a>' if m[1] in where else m[0]
+    def link(m): return f'<a href="{where[m[1]]}.html#{m[1].lower()}"><code class="literal">{escape(m[1])}</code></a>' if m[1] in where else m[0]
     parts = re.split(r'(```.*?```|\[[^\]]*\]\([^)]*\)|^#.*$|<[^>]+>)', md, flags=re.S|re.M)
     return ''.join(o if i%2 else re.sub(r'(?<!`)`([\w.]+)(?:\(\))?`(?!`)', link, o) for i,o in enumerate(parts))
 
@@ -494,18 +501,20 @@ def pages(
         if p in apis: (to/f'{apis[p]}.md').write_text(reference(nb, page_name(p)), encoding='utf-8')
     return [o for _,o in nav]
 
-# %% ../nbs/90_build.ipynb #65e4fdce
+# %% ../nbs/90_build.ipynb #b0e211ea
 @call_parse
 def docs(
     out:Path=None, # Where the site goes; `_docs` by default
 ):
     "Render both folders into one site"
     top = root()
-    src,out = top/'_proc', Path(out or top/'_docs')
-    for o in src,out: shutil.rmtree(o, ignore_errors=True)
-    src.mkdir()
-    n = len(pages(src, top))
-    cmd = [sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-b', 'html', '-c', str(top/'docs'), str(src), str(out)]
+    tmp,out = top/'_proc', Path(out or top/'_docs')
+    shutil.rmtree(tmp, ignore_errors=True)
+    (tmp/'pages').mkdir(parents=True)
+    n = len(pages(tmp/'pages', top))
+    cmd = [sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-b', 'html', '-c', str(top/'docs'), str(tmp/'pages'), str(tmp/'html')]
     if subprocess.run(cmd, cwd=top).returncode: sys.exit('The docs build failed; its messages are above')
-    shutil.rmtree(src)
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.move(tmp/'html', out)
+    shutil.rmtree(tmp)
     print(f"{n+1} pages: {out/'index.html'}")
