@@ -78,14 +78,15 @@ def istft(
     weight = overlap_add((window**2).expand(1, spec.shape[1], -1), hop)
     return overlap_add(frames, hop)/weight
 
-# %% ../nbs/03_codec.ipynb #f7f33337
+# %% ../nbs/03_codec.ipynb #7e056621
 def griffin_lim(
     mag:Tensor, # (b,t,f) magnitudes
     window:Tensor, # (n_fft,) window of the transform
     hop:int, # samples between two frames
-    iters:int=48, # passes through the signal
+    iters:int=32, # passes through the signal
     momentum:float=.99, # how far each pass overshoots
     seed:int=0, # of the phase it starts from
+    correct=None, # what to make of a pass's magnitudes; puts `mag` back where not given
 ) -> Tensor: # (b, t*hop) audio
     "Find a signal with these magnitudes: fast Griffin–Lim (Perraudin et al., 2013)"
     turns = torch.rand(mag.shape[1:], generator=torch.Generator().manual_seed(seed))
@@ -94,6 +95,7 @@ def griffin_lim(
         new = stft(istft(mag*phase, window, hop), window, hop)
         ahead = new - momentum/(1 + momentum)*prev
         phase, prev = ahead/(ahead.abs() + 1e-8), new
+        if correct: mag = correct(new.abs())
     return istft(mag*phase, window, hop)
 
 # %% ../nbs/03_codec.ipynb #b9540466
@@ -152,7 +154,7 @@ def check_codes(
         raise TokenError(f"codes must lie in 0…{codec.codebook_size - 1}, got {low}…{high}: a special id is left in them")
     return list(books)
 
-# %% ../nbs/03_codec.ipynb #c22257b9
+# %% ../nbs/03_codec.ipynb #509783e1
 class MelCodec(nn.Module):
     "A codec from scratch: log-mel frames, residual k-means, Griffin–Lim"
     name, sha = 'mel-codec', ''
@@ -173,6 +175,7 @@ class MelCodec(nn.Module):
         self.register_buffer('window', torch.hann_window(n_fft), persistent=False)
         self.register_buffer('mel', mel, persistent=False)
         self.register_buffer('inverse', torch.linalg.pinv(mel.double()).float(), persistent=False)
+        self.register_buffer('spread', mel/(mel.sum(0) + 1e-9), persistent=False)
         self.register_buffer('mean', torch.zeros(n_mels))
         self.register_buffer('books', torch.zeros(self.codebooks, codebook_size, n_mels))
 
@@ -238,23 +241,41 @@ def encode(self:MelCodec,
     codes = self.quantize(self.frames(check_wav(wav)))
     return torch.stack(codes, 1) if len(set(self.strides)) == 1 else codes
 
-# %% ../nbs/03_codec.ipynb #c4575b14
+# %% ../nbs/03_codec.ipynb #f30696ba
 @patch
-def magnitudes(self:MelCodec,
+def bands(self:MelCodec,
     z:Tensor, # (b,t,m) log-mel frames
-) -> Tensor: # (b,t,f) magnitudes of the spectrum
-    "Undo the mel filters as far as a pseudo-inverse can"
-    return ((z.exp() - 1e-4)@self.inverse.T).clamp(min=0)*self.window.sum()/2
+) -> Tensor: # (b,t,m) energies of the bands, as sums of magnitudes
+    "Undo the logarithm and its floor"
+    return (z.exp() - 1e-4).clamp(min=0)*self.window.sum()/2
 
-# %% ../nbs/03_codec.ipynb #49c0ef6b
+# %% ../nbs/03_codec.ipynb #16f1606f
+@patch
+def rescale(self:MelCodec,
+    mag:Tensor, # (b,t,f) magnitudes
+    bands:Tensor, # (b,t,m) energies their bands should have
+) -> Tensor: # (b,t,f) magnitudes with about these energies
+    "Keep what is inside a band, correct how much of it there is"
+    return mag*((bands/(mag@self.mel.T + 1e-5))@self.spread)
+
+# %% ../nbs/03_codec.ipynb #d16a6864
+@patch
+def synthesise(self:MelCodec,
+    z:Tensor, # (b,t,m) log-mel frames
+) -> Tensor: # (b, t*hop) audio
+    "Griffin–Lim that holds on to the mel bands, and lets the spectrum inside a band find itself"
+    bands = self.bands(z)
+    start = (bands@self.inverse.T).clamp(min=0)
+    return griffin_lim(start, self.window, self.hop, correct=lambda mag: self.rescale(mag, bands))
+
+# %% ../nbs/03_codec.ipynb #2ff19333
 @patch
 @torch.no_grad()
 def decode(self:MelCodec,
     codes:Tensor|list, # (b,k,t) codes, or a list of (b,t·r)
 ) -> Tensor: # (b,1,n) audio, `hop` samples a step
     "Codes to audio, the same each time. Raises `TokenError` on codes that are not this codec's"
-    z = self.dequantize(check_codes(codes, self))
-    return griffin_lim(self.magnitudes(z), self.window, self.hop)[:, None]
+    return self.synthesise(self.dequantize(check_codes(codes, self)))[:, None]
 
 # %% ../nbs/03_codec.ipynb #3bac26e0
 @patch
