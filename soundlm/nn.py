@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['rotate', 'RoPE', 'KVCache', 'attend', 'Attention', 'MLP', 'SwiGLU', 'Block', 'GPT2Block', 'Qwen3Block', 'causal_see',
-           'Stack', 'gpt2_state_dict']
+           'Stack', 'gpt2_state_dict', 'LayerNorm', 'RMSNorm']
 
-# %% ../nbs/05_nn.ipynb #469b7344
+# %% ../nbs/05_nn.ipynb #be14417b
 import math
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import nn, Tensor
 from torch.nn import LayerNorm, RMSNorm
 from .core import SoundlmError
+
+_all_ = ['LayerNorm', 'RMSNorm']
 
 # %% ../nbs/05_nn.ipynb #225852b9
 def rotate(
@@ -71,8 +74,7 @@ class KVCache:
         self.views = [(k[:,:,:self.window], v[:,:,:self.window]) for k,v in zip(self.k,self.v)]
         return self.window
 
-# %% ../nbs/05_nn.ipynb #d814f588
-from fastcore.basics import patch
+# %% ../nbs/05_nn.ipynb #43a4c89c
 @patch
 def prefill(self:KVCache,
     n:int, # Slots to fill: prefix, start token, prompt
@@ -112,7 +114,7 @@ def write(self:KVCache,
     self.v[layer].index_copy_(2, slot, v.to(self.v.dtype))
     return self.views[layer]
 
-# %% ../nbs/05_nn.ipynb #8d0b9f53
+# %% ../nbs/05_nn.ipynb #9e6398de
 def attend(
     q:Tensor, # (b,h,n,d)
     k:Tensor, # (b,h_kv,m,d)
@@ -126,6 +128,7 @@ def attend(
     kv = k.shape[1]
     if n==1: q = q.reshape(b, kv, h//kv, d)  # one query a group: its heads stand in a row, and nothing is repeated
     k,v = k.to(q.dtype),v.to(q.dtype)
+    if see is not None and see.dtype!=torch.bool: see = see.to(q.dtype)
     y = F.scaled_dot_product_attention(q, k, v, see, dropout, causal and n>1, enable_gqa=q.shape[1]!=kv)
     return y.reshape(b,h,n,d)
 

@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['Sampler', 'legal_logits', 'filter_logits', 'gumbel', 'sample', 'Noise', 'guide', 'Decoder', 'prefix_slots', 'Graphed',
-           'rows_of', 'generate', 'check_run']
+           'rows_of', 'check_run', 'evaluating', 'decode', 'generate']
 
-# %% ../nbs/06_sample.ipynb #0b74545f
+# %% ../nbs/06_sample.ipynb #f7b210cb
+from contextlib import contextmanager
 from dataclasses import dataclass
 import torch
+from fastcore.basics import patch
 from torch import nn, Tensor
 from .core import SoundlmError, torch_rng
 from .layout import Layout
 
-# %% ../nbs/06_sample.ipynb #521e62f2
+# %% ../nbs/06_sample.ipynb #6e3d4658
 @dataclass(frozen=True)
 class Sampler:
     "How a token is drawn from logits. Raises SoundlmError for values that make no sense"
@@ -24,7 +26,7 @@ class Sampler:
 
     def __post_init__(self):
         ok = dict(temperature=(self.temperature==0 or 1e-3<=self.temperature<=100, "0 (greedy) or 0.001 to 100"),
-            top_k=(self.top_k>=0 and self.top_k==int(self.top_k), "a whole number from 0 (off) up"),
+            top_k=(self.top_k>=0 and self.top_k%1==0, "a whole number from 0 (off) up"),
             top_p=(0<=self.top_p<=1, "0 (off) to 1"), guidance=(0<=self.guidance<=100, "0 to 100"))
         for name,(good,want) in ok.items():
             if not good: raise SoundlmError(f"Got {name}={getattr(self,name)}, expected {want}")
@@ -136,8 +138,16 @@ class Decoder:
         ids = self.seq.index_select(2, self.pos)[...,0]
         self.choose(self.lm.step(ids.repeat(self.rows,1), self.pos, self.cache))
 
-# %% ../nbs/06_sample.ipynb #679891c3
-from fastcore.basics import patch
+# %% ../nbs/06_sample.ipynb #6a3fe856
+def prefix_slots(
+    lm:nn.Module, # The language model
+    cond:Tensor|None, # (b,m,d) condition
+) -> int: # Slots of the cache that the condition takes
+    "Slots before the start token; a model that cross-attends says so with its own `prefix_slots`"
+    if hasattr(lm,'prefix_slots'): return lm.prefix_slots(cond)
+    return 0 if cond is None else cond.shape[1]
+
+# %% ../nbs/06_sample.ipynb #e8c2d074
 @patch
 def prefill(self:Decoder,
     p:int, # Positions that are known at the start
@@ -156,15 +166,6 @@ def prefill(self:Decoder,
     if not torch.isfinite(logits).all(): raise SoundlmError("The model's logits are not finite: broken weights, or fp16 overflowed; try float32")
     self.noise.copy_(self.draw.next())
     self.choose(logits)
-
-# %% ../nbs/06_sample.ipynb #6a3fe856
-def prefix_slots(
-    lm:nn.Module, # The language model
-    cond:Tensor|None, # (b,m,d) condition
-) -> int: # Slots of the cache that the condition takes
-    "Slots before the start token; a model that cross-attends says so with its own `prefix_slots`"
-    if hasattr(lm,'prefix_slots'): return lm.prefix_slots(cond)
-    return 0 if cond is None else cond.shape[1]
 
 # %% ../nbs/06_sample.ipynb #68edd020
 class Graphed:
@@ -206,38 +207,6 @@ def rows_of(
     if len(seeds)!=b: raise SoundlmError(f"Got {len(seeds)} seeds for {b} rows")
     return list(seeds)
 
-# %% ../nbs/06_sample.ipynb #538a6d45
-@torch.inference_mode()
-def generate(
-    lm:nn.Module, # The language model
-    layout:Layout, # Its layout
-    t:int, # Frames to make, the prompt's included
-    cond:Tensor|None=None, # (b,m,d) condition
-    cond_mask:Tensor|None=None, # (b,m) bool, False at padding
-    sampler:Sampler=Sampler(), # How to draw
-    prompt:Tensor|list|None=None, # Codes of the first frames, (b,k,t') or SNAC's list
-    seeds:int|list|None=None, # A seed a row; an int counts up from there
-    on_step=None, # Called with (positions done, seq (b,s,L)); a true value ends the run
-    graph:bool|None=None, # Replay a CUDA graph; None does so on a GPU
-) -> Tensor: # (b,s,L) ids for `layout.revert`; shorter if `on_step` ended it
-    "The decode loop: one prefill, then a step a position. Raises SoundlmError for what the model cannot hold"
-    template = layout.template(t, prompt)
-    seeds = rows_of(cond, template, seeds)
-    L,device = template.shape[-1], next(lm.parameters()).device
-    check_run(lm, prefix_slots(lm,cond)+1+L, cond, sampler)
-    template = template.expand(len(seeds),-1,-1).to(device)
-    p = int((template>=0).all(1).all(0).long().cumprod(0).sum())
-    if p==L: return template.clone()
-    dec = Decoder(lm, layout, template, sampler, seeds)
-    dec.prefill(p, cond, cond_mask)
-    graph = device.type=='cuda' if graph is None else graph
-    step = Graphed(dec.step) if graph else lambda window: dec.step()
-    for i in range(p+1, L+1):
-        if on_step is not None and on_step(i, dec.seq): return dec.seq[...,:i].clone()
-        if i==L: return dec.seq
-        dec.noise.copy_(dec.draw.next())
-        step(dec.cache.fit(dec.cache.offset+i-1))
-
 # %% ../nbs/06_sample.ipynb #0bc63c1a
 def check_run(
     lm:nn.Module, # The language model
@@ -249,3 +218,60 @@ def check_run(
     context = getattr(lm, 'context', slots)
     if slots>context: raise SoundlmError(f"{slots} positions wanted, the model's context holds {context}: ask for fewer seconds")
     if sampler.guidance!=1 and cond is None: raise SoundlmError(f"Guidance {sampler.guidance} needs a condition; give a prompt or guidance=1")
+
+# %% ../nbs/06_sample.ipynb #88681c15
+@contextmanager
+def evaluating(
+    lm:nn.Module, # The language model
+):
+    "No dropout inside; afterwards every part is in the mode it was in"
+    modes = [(m,m.training) for m in lm.modules()]
+    lm.eval()
+    try: yield lm
+    finally:
+        for m,mode in modes: m.training = mode
+
+# %% ../nbs/06_sample.ipynb #41e977e4
+@torch.inference_mode()
+def decode(
+    dec:Decoder, # What to decode
+    p:int, # Positions known at the start
+    cond:Tensor|None=None, # (b,m,d) condition
+    cond_mask:Tensor|None=None, # (b,m) bool, False at padding
+    on_step=None, # Called with (positions done, seq); a true value ends the run
+    graph:bool=False, # Replay a CUDA graph
+) -> int: # Positions done
+    "One prefill, then a step a position"
+    L = dec.seq.shape[2]
+    if p==L: return L
+    dec.prefill(p, cond, cond_mask)
+    step = Graphed(dec.step) if graph else lambda window: dec.step()
+    for i in range(p+1, L+1):
+        if (on_step is not None and on_step(i, dec.seq)) or i==L: return i
+        dec.noise.copy_(dec.draw.next())
+        step(dec.cache.fit(dec.cache.offset+i-1))
+
+# %% ../nbs/06_sample.ipynb #a6735d68
+def generate(
+    lm:nn.Module, # The language model
+    layout:Layout, # Its layout
+    t:int, # Frames to make, the prompt's included
+    cond:Tensor|None=None, # (b,m,d) condition
+    cond_mask:Tensor|None=None, # (b,m) bool, False at padding
+    sampler:Sampler=Sampler(), # How to draw
+    prompt:Tensor|list|None=None, # Codes of the first frames, (b,k,t') or SNAC's list
+    seeds:int|list|None=None, # A seed a row; an int counts up from there; None draws them from torch's own state
+    on_step=None, # Called with (positions done, seq (b,s,L)); a true value ends the run
+    graph:bool|None=None, # Replay a CUDA graph; None does so on a GPU
+) -> Tensor: # (b,s,L) ids for `layout.revert`; shorter if `on_step` ended it
+    "The decode loop. Raises SoundlmError for what the model cannot hold"
+    template = layout.template(t, prompt)
+    seeds = rows_of(cond, template, seeds)
+    device = next(lm.parameters()).device
+    check_run(lm, prefix_slots(lm,cond)+1+template.shape[-1], cond, sampler)
+    if graph and device.type!='cuda': raise SoundlmError(f"A CUDA graph was asked for, but the model is on {device}: leave graph=None")
+    template = template.expand(len(seeds),-1,-1).to(device)
+    p = int((template>=0).all(1).all(0).long().cumprod(0).sum())
+    dec = Decoder(lm, layout, template, sampler, seeds)
+    with evaluating(lm): n = decode(dec, p, cond, cond_mask, on_step, device.type=='cuda' if graph is None else graph)
+    return dec.seq[...,:n].clone()
