@@ -6,16 +6,18 @@
 __all__ = ['Instrument', 'by_name', 'instruments', 'families', 'by_style', 'styles', 'held_out', 'keys', 'textures', 'loudness',
            'sample_rate', 'Style', 'draw_attributes', 'degree', 'chord', 'tick', 'hits', 'drum_part', 'bass_part',
            'comp_part', 'lead_part', 'compose', 'render', 'texture', 'sound', 'tempo_class', 'choose_mentions',
-           'compose_caption', 'caption', 'Clip', 'SynthCaps']
+           'compose_caption', 'caption', 'Clip', 'SynthCaps', 'FileClip', 'cut', 'read_table', 'split_of',
+           'FolderCorpus', 'musiccaps_rows', 'MusicCaps', 'musiccaps_clip']
 
-# %% ../../nbs/10_music.corpus.ipynb #f963a28c
-import csv, io, json, os, re
+# %% ../../nbs/10_music.corpus.ipynb #67dd8eb5
+import csv, json, re, warnings
 from collections import namedtuple
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 import numpy as np
-from ..core import SoundlmError, rng
+from fastcore.basics import patch
+from ..core import AudioError, HubError, SoundlmError, SoundlmWarning, data_dir, near, rng
 
 # %% ../../nbs/10_music.corpus.ipynb #eece272f
 Instrument = namedtuple('Instrument', 'name program family octave words')
@@ -416,3 +418,184 @@ class SynthCaps:
         g = rng('synthcaps', self.split, self.seed, i); a = draw_attributes(g, self.split)
         txt,m = compose_caption(a, g)
         return Clip(f"synthcaps-{self.split}-{self.seed}-{i:06d}", self.split, txt, tuple(m), a, self.seconds)
+
+# %% ../../nbs/10_music.corpus.ipynb #cd8ceb0d
+@dataclass(frozen=True)
+class FileClip:
+    "A recording with a caption; read when it is asked for, in sections of equal length"
+    id:str            # Unique in its corpus
+    split:str         # train, valid or test
+    caption:str       # Empty where there is none
+    path:Path         # The sound file
+    attributes:dict   # Whatever else is known
+    start:float=0.    # Where it begins in the file, in seconds
+    stop:float|None=None # Where it ends; None: with the file
+    section:float=30. # Longest section, in seconds
+    rate:int|None=None# Resampled to this; None: the file's own rate
+
+    @property
+    def sample_rate(self) -> int: # Hz
+        "Of what `wav` gives. Raises `AudioError` where the file cannot be read"
+        import soundfile as sf
+        if self.rate: return self.rate
+        try: return sf.info(self.path).samplerate
+        except (sf.LibsndfileError, OSError) as e: raise AudioError(f"Cannot read {self.path}: {e}. Expected WAV, FLAC, OGG or MP3") from e
+
+# %% ../../nbs/10_music.corpus.ipynb #d8e566b7
+def cut(
+    n:int, # Samples there are
+    most:int, # Samples in a section
+    least:int, # A rest shorter than this is left out
+) -> list: # (start, stop) of each section
+    "Cut a recording into sections; a short rest is dropped, a short recording is kept"
+    ends = [(i, min(n, i+most)) for i in range(0, n, most)]
+    return [(a,b) for a,b in ends if b-a>=least] or ends[:1]
+
+# %% ../../nbs/10_music.corpus.ipynb #e30df199
+def _load(c): # (1,n) audio of the clip, and its rate
+    from soundlm.audio import load
+    x,sr = load(c.path, c.rate, max_seconds=c.stop)
+    x = x[:, round(c.start*sr):]
+    if not x.shape[1]: raise AudioError(f"{c.path} ends before {c.start:g} s, where {c.id} should begin: expected a longer recording")
+    return x,sr
+
+@patch
+def sections(self:FileClip) -> list: # of (1,n) float32 tensors
+    "Read a recording and cut it. Raises `AudioError` on what cannot be read"
+    x,sr = _load(self)
+    return [x[:, a:b] for a,b in cut(x.shape[1], round(self.section*sr), sr)]
+
+@patch
+def wav(self:FileClip,
+    section:int=0, # Which one
+) -> 'torch.Tensor': # (1,n) float32
+    "One section. Raises `IndexError` where there are fewer"
+    return self.sections()[section]
+
+# %% ../../nbs/10_music.corpus.ipynb #40a677d6
+_audio = '.wav','.flac','.ogg','.mp3'
+
+def read_table(
+    path:Path, # metadata.csv or metadata.jsonl
+) -> list: # of dicts with at least `file_name`
+    "The rows of a metadata file. Raises SoundlmError where it is broken or lacks the column"
+    try:
+        text = path.read_text('utf-8-sig')
+        rows = [json.loads(l) for l in text.splitlines() if l.strip()] if path.suffix=='.jsonl' else list(csv.DictReader(text.splitlines(True)))
+    except (OSError, ValueError, csv.Error) as e: raise SoundlmError(f"Cannot read {path} ({e}): expected UTF-8 {path.suffix[1:]}, one row a file") from e
+    for i,r in enumerate(rows, 1):
+        have = [k for k in r if k] if isinstance(r, dict) else []
+        if not isinstance(r, dict) or not r.get('file_name'):
+            raise SoundlmError(f"Row {i} of {path} has no file_name, only {', '.join(have) or 'nothing'}: expected the audiofolder convention. {near('file_name', have)}".strip())
+    return rows
+
+# %% ../../nbs/10_music.corpus.ipynb #f0b098c5
+_split_names = dict(train='train', training='train', valid='valid', validation='valid', val='valid', dev='valid', test='test', testing='test')
+
+def split_of(
+    words, # Folder names, or the value of a split column
+) -> str: # train, valid or test
+    "What a split is called here; 'train' where nothing is said"
+    return next((_split_names[w] for w in (str(o).lower() for o in words) if w in _split_names), 'train')
+
+# %% ../../nbs/10_music.corpus.ipynb #c6e253e4
+class FolderCorpus:
+    "A folder of recordings in the audiofolder convention of `datasets`"
+    def __init__(self,
+        folder:str|Path, # Sound files, with metadata.csv or metadata.jsonl or without
+        split:str|None=None, # Only this split; None: all
+        seconds:float=30., # Longest section
+        sample_rate:int|None=None, # Resampled to this; None: as the files are
+    ):
+        self.folder,self.seconds,self.sample_rate = Path(folder).expanduser(), seconds, sample_rate
+        if not self.folder.is_dir(): raise SoundlmError(f"Got {folder}, expected a folder of sound files: there is none of that name")
+        tables = sorted(p for n in ('metadata.csv','metadata.jsonl') for p in self.folder.rglob(n))
+        rows = [self.described(t, r) for t in tables for r in read_table(t)]
+        files = [] if tables else [p for p in sorted(self.folder.rglob('*')) if p.suffix.lower() in _audio]
+        every = rows + [self.bare(p) for p in files]
+        self.clips = [c for c in every if split in (None, c.split)]
+        names = [c.id for c in self.clips]
+        if twice := {n for n in names if names.count(n)>1} if len(set(names))<len(names) else (): raise SoundlmError(f"{folder} names {min(twice)} twice: expected one row a file")
+        if not every: raise SoundlmError(f"Got no sound files in {folder}, expected {', '.join(_audio)} or a metadata.csv")
+        if not names: raise SoundlmError(f"Got no clips of split {split!r} in {folder}, expected one of {', '.join(sorted({c.split for c in every}))}")
+    def __len__(self): return len(self.clips)
+    def __getitem__(self, i): return self.clips[i]
+    def __repr__(self): return f"FolderCorpus({len(self)} clips in {self.folder.name})"
+
+# %% ../../nbs/10_music.corpus.ipynb #b202d3a4
+@patch
+def described(self:FolderCorpus,
+    table:Path, # The metadata file
+    row:dict, # One of its rows
+) -> FileClip: # Its recording, not yet read
+    "A file that the table speaks of. Raises SoundlmError where it is missing or outside the folder"
+    path = table.parent/str(row['file_name'])
+    if not path.resolve().is_relative_to(self.folder.resolve()): raise SoundlmError(f"{table} names {row['file_name']!r}, expected a file inside {self.folder}")
+    if not path.is_file(): raise SoundlmError(f"{table} names {row['file_name']!r}, which is not there: expected every file of the table")
+    rest = {k:v for k,v in row.items() if k and k not in ('file_name','caption','text','split','id') and v not in ('', None)}
+    c = self.bare(path)
+    caption = str(row.get('caption') or row.get('text') or '').strip()
+    return replace(c, id=str(row.get('id') or c.id), split=split_of([row['split']]) if row.get('split') else c.split, caption=caption, attributes=rest)
+
+@patch
+def bare(self:FolderCorpus,
+    path:Path, # A sound file in the folder
+) -> FileClip: # Without caption
+    "A file by itself: its name is the id, its folder may name the split"
+    rel = path.relative_to(self.folder)
+    return FileClip(rel.with_suffix('').as_posix(), split_of(rel.parts[:-1]), '', path, {}, section=self.seconds, rate=self.sample_rate)
+
+# %% ../../nbs/10_music.corpus.ipynb #6a5df7e3
+def musiccaps_rows(
+    captions:Path|None=None, # A csv; None: the one that `soundlm data musiccaps` fetched, else the hub's
+) -> list: # of dicts: ytid, start_s, end_s, caption, aspect_list, is_audioset_eval …
+    "The captions of MusicCaps (Agostinelli et al. 2023, arXiv 2301.11325). Raises HubError where there are none"
+    own = captions or (data_dir() and data_dir()/'text'/'musiccaps.csv')
+    if captions or own and own.is_file():
+        try: 
+            with open(own, newline='', encoding='utf8') as f: rows = list(csv.DictReader(f))
+        except (OSError, ValueError, csv.Error) as e: raise SoundlmError(f"Cannot read {own} ({e}): expected MusicCaps' captions as csv") from e
+        if rows and {'ytid','caption','start_s'}<=set(rows[0]): return rows
+        raise SoundlmError(f"{own} has the columns {', '.join(rows[0]) if rows else '(none)'}: expected ytid, start_s and caption")
+    from datasets import load_dataset
+    from soundlm.hub import within
+    try: return within(9., lambda: list(load_dataset('google/MusicCaps', split='train')))
+    except (OSError, ValueError) as e: # offline, unreachable or too slow
+        raise HubError(f"Cannot get google/MusicCaps ({str(e).splitlines()[0] if str(e) else type(e).__name__}): run `soundlm data musiccaps` where there is a network, or name a csv") from e
+
+# %% ../../nbs/10_music.corpus.ipynb #8777bf19
+class MusicCaps:
+    "MusicCaps' captions with the recordings that you have of them, ten seconds each"
+    def __init__(self,
+        audio:str|Path, # Folder of recordings whose names begin with the YouTube id
+        captions:str|Path|None=None, # A csv; None as in `musiccaps_rows`
+        split:str|None=None, # 'train', or 'test': AudioSet's evaluation clips
+        sample_rate:int|None=None, # Resampled to this; None: as the files are
+    ):
+        folder = Path(audio).expanduser()
+        if not folder.is_dir(): raise SoundlmError(f"Got {audio}, expected a folder of recordings named by YouTube id: there is none of that name")
+        rows = musiccaps_rows(captions and Path(captions).expanduser())
+        have = {p.stem.lstrip('[')[:11]:p for p in sorted(folder.rglob('*')) if p.suffix.lower() in _audio}
+        self.clips = [musiccaps_clip(r, have[r['ytid']], sample_rate) for r in rows if r['ytid'] in have]
+        self.missing = len(rows)-len(self.clips)
+        self.clips = [c for c in self.clips if split in (None, c.split)]
+        if not self.clips: raise SoundlmError(f"Got no recording of {len(rows)} MusicCaps clips in {audio}: expected files such as {rows[0]['ytid']}.wav")
+        if self.missing: warnings.warn(f"{self.missing} of {len(rows)} MusicCaps clips have no recording and are left out", SoundlmWarning, stacklevel=2)
+    def __len__(self): return len(self.clips)
+    def __getitem__(self, i): return self.clips[i]
+
+# %% ../../nbs/10_music.corpus.ipynb #773b2ba7
+def musiccaps_clip(
+    row:dict, # Of `musiccaps_rows`
+    path:Path, # Its recording: the ten seconds, or the track they are from
+    rate:int|None=None, # Resampled to this
+) -> FileClip: # Ten seconds
+    "One excerpt. Raises `AudioError` where the file cannot be read"
+    import ast
+    import soundfile as sf
+    try: seconds = sf.info(path).duration
+    except (sf.LibsndfileError, OSError) as e: raise AudioError(f"Cannot read {path}: {e}. Expected WAV, FLAC, OGG or MP3") from e
+    at = float(row['start_s']) if seconds>12 else 0.
+    said = row.get('aspect_list') or '[]'
+    split = 'test' if str(row.get('is_audioset_eval'))=='True' else 'train'
+    return FileClip(row['ytid'], split, row['caption'].strip(), path, dict(aspects=ast.literal_eval(said)), at, at+10., 10., rate)
