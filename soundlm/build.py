@@ -189,9 +189,9 @@ def report(
         return f'*Not measured yet: `{command}` writes `reports/{name}`.*'
     return re.sub(r'^# .*\n+', '', path.read_text(encoding='utf-8')).strip()
 
-# %% ../nbs/90_build.ipynb #f2a89ffe
+# %% ../nbs/90_build.ipynb #9dc0de96
 def players(
-    folder:str='reports/demo', # Where the clips are
+    folder:str='reports/home', # Where the clips are
     top:Path|None=None, # The repository; this one by default
 ) -> str: # HTML
     "One audio player for each OGG or MP3 file of a folder, the sound inside the page"
@@ -199,9 +199,9 @@ def players(
     files = sorted(p for p in ((top or root())/folder).glob('*') if p.suffix in ('.ogg','.mp3'))
     def one(p):
         data = base64.b64encode(p.read_bytes()).decode()
-        title = escape(p.stem.replace('_',' ').replace('-',' '))
+        title = escape(re.sub(r'^\d+[-_]', '', p.stem).replace('_',' ').replace('-',' '))
         return f'<p>{title}<br><audio controls preload="none" src="data:audio/{p.suffix[1:]};base64,{data}"></audio></p>'
-    return '\n'.join(map(one, files)) or '<p>No clips yet: run <code>make demo</code>.</p>'
+    return '\n'.join(map(one, files)) or '<p>No clips here yet: run <code>make demo</code>.</p>'
 
 # %% ../nbs/90_build.ipynb #dda7a6ef
 def site() -> str: # URL
@@ -346,7 +346,7 @@ def differing(
     def text(p): return p.read_text(encoding='utf-8') if p.exists() else None
     return sorted(o for o in rel(a)|rel(b) if text(a/o)!=text(b/o))
 
-# %% ../nbs/90_build.ipynb #88793b40
+# %% ../nbs/90_build.ipynb #0b3b321b
 @call_parse
 def check():
     "Fail and list the files where export, clean, Colab cells and README are not what is committed"
@@ -355,7 +355,7 @@ def check():
         to = Path(d).resolve()
         copy_sources(top, to)
         code = f"import sys; sys.path[:0]=[{str(top)!r}]; from soundlm.build import rebuild; rebuild()"
-        env = {**os.environ, 'SOUNDLM_STRICT':'1', 'PYTHONPATH':str(top), 'SOUNDLM_ZOO':str(top/'data'/'zoo')}
+        env = {'SOUNDLM_STRICT':'1', **os.environ, 'PYTHONPATH':str(top), 'SOUNDLM_ZOO':str(top/'data'/'zoo')}
         env.pop('IN_TEST', None)
         res = subprocess.run([sys.executable, '-c', code], cwd=to, env=env, capture_output=True, text=True)
         if res.returncode: sys.exit(f'The rebuild failed:\n{res.stderr[-3000:]}')
