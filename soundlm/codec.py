@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Codec', 'mel_filters', 'stft', 'overlap_add', 'istft', 'griffin_lim', 'nearest', 'kmeans', 'check_wav', 'check_codes',
-           'MelCodec', 'load_exactly', 'check_encodec', 'fp32_device', 'EnCodec', 'Snac']
+           'ConvNeXt', 'Refiner', 'MelCodec', 'load_exactly', 'check_encodec', 'fp32_device', 'EnCodec', 'Snac']
 
 # %% ../nbs/03_codec.ipynb #c6dbb393
 import math, warnings
@@ -154,7 +154,41 @@ def check_codes(
         raise TokenError(f"codes must lie in 0…{codec.codebook_size - 1}, got {low}…{high}: a special id is left in them")
     return list(books)
 
-# %% ../nbs/03_codec.ipynb #509783e1
+# %% ../nbs/03_codec.ipynb #b83bdc58
+class ConvNeXt(nn.Module):
+    "Mix neighbours in time, channel by channel; then mix the channels of a frame (Liu et al., arXiv 2201.03545)"
+    def __init__(self,
+        dim:int, # channels
+        hidden:int, # channels inside
+    ):
+        super().__init__()
+        self.time = nn.Conv1d(dim, dim, 7, padding=3, groups=dim)
+        self.norm, self.up, self.down = nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+    def forward(self, x:Tensor) -> Tensor: # (b,t,d) → (b,t,d)
+        h = self.time(x.transpose(1, 2)).transpose(1, 2)
+        return x + self.down(F.gelu(self.up(self.norm(h))))
+
+# %% ../nbs/03_codec.ipynb #c26dfb68
+class Refiner(nn.Module):
+    "Guesses from the neighbouring frames what the codes have lost of a frame"
+    def __init__(self,
+        n_mels:int, # bands
+        dim:int=160, # channels
+        hidden:int=480, # channels inside a block
+        blocks:int=4, # how many; each sees three frames further to both sides
+    ):
+        super().__init__()
+        self.config = dict(model_type='mel-refiner', n_mels=n_mels, dim=dim, hidden=hidden, blocks=blocks)
+        self.inward, self.norm, self.outward = nn.Linear(n_mels, dim), nn.LayerNorm(dim), nn.Linear(dim, n_mels)
+        self.blocks = nn.Sequential(*(ConvNeXt(dim, hidden) for _ in range(blocks)))
+        nn.init.zeros_(self.outward.weight)
+        nn.init.zeros_(self.outward.bias)
+    def forward(self,
+        z:Tensor, # (b,t,m) log-mel frames of codes
+    ) -> Tensor: # (b,t,m) nearer to the frames that were encoded
+        return z + self.outward(self.blocks(self.norm(self.inward(z + 5))))
+
+# %% ../nbs/03_codec.ipynb #25916171
 class MelCodec(nn.Module):
     "A codec from scratch: log-mel frames, residual k-means, Griffin–Lim"
     name, sha = 'mel-codec', ''
@@ -176,6 +210,7 @@ class MelCodec(nn.Module):
         self.register_buffer('mel', mel, persistent=False)
         self.register_buffer('inverse', torch.linalg.pinv(mel.double()).float(), persistent=False)
         self.register_buffer('spread', mel/(mel.sum(0) + 1e-9), persistent=False)
+        self.refiner = None
         self.register_buffer('mean', torch.zeros(n_mels))
         self.register_buffer('books', torch.zeros(self.codebooks, codebook_size, n_mels))
 
@@ -268,23 +303,27 @@ def synthesise(self:MelCodec,
     start = (bands@self.inverse.T).clamp(min=0)
     return griffin_lim(start, self.window, self.hop, correct=lambda mag: self.rescale(mag, bands))
 
-# %% ../nbs/03_codec.ipynb #2ff19333
+# %% ../nbs/03_codec.ipynb #fb4b6fc5
 @patch
 @torch.no_grad()
 def decode(self:MelCodec,
     codes:Tensor|list, # (b,k,t) codes, or a list of (b,t·r)
 ) -> Tensor: # (b,1,n) audio, `hop` samples a step
     "Codes to audio, the same each time. Raises `TokenError` on codes that are not this codec's"
-    return self.synthesise(self.dequantize(check_codes(codes, self)))[:, None]
+    z = self.dequantize(check_codes(codes, self))
+    return self.synthesise(self.refiner(z) if self.refiner else z)[:, None]
 
-# %% ../nbs/03_codec.ipynb #3bac26e0
+# %% ../nbs/03_codec.ipynb #e504886d
 @patch
 def save(self:MelCodec,
     folder:str|Path, # where to
     card:str, # what README.md says
 ) -> Path: # the folder
-    "Write weights (fp16), configuration and card"
-    return hub.save(folder, hub.to_fp16(self.state_dict()), self.config, card)
+    "Write weights (fp16), configuration and card; the refiner goes into a folder of its own and leaves `sha` as it is"
+    state = {k: v for k, v in self.state_dict().items() if not k.startswith('refiner.')}
+    if self.refiner:
+        hub.save(Path(folder)/'refiner', hub.to_fp16(self.refiner.state_dict()), self.refiner.config, 'Part of the codec above: see its card.\n')
+    return hub.save(folder, hub.to_fp16(state), self.config, card)
 
 # %% ../nbs/03_codec.ipynb #1aed3e92
 def load_exactly(
@@ -299,7 +338,7 @@ def load_exactly(
         raise HubError(f"weights in {folder} do not fit its config.json: {why}. Fetch the folder again, at the pinned revision") from None
     return model.float().eval()
 
-# %% ../nbs/03_codec.ipynb #f83d7a74
+# %% ../nbs/03_codec.ipynb #b4d93e0c
 @patch(cls_method=True)
 def from_folder(cls:MelCodec,
     folder:str|Path, # with `config.json` and `model.safetensors`
@@ -310,7 +349,11 @@ def from_folder(cls:MelCodec,
     config = hub.read_config(folder)
     if missing := [k for k in keys if k not in config]:
         raise HubError(f"{folder}/config.json lacks {missing}: expected the configuration of a MelCodec")
-    return load_exactly(MelCodec(**{k: config[k] for k in keys}), hub.read_weights(folder), folder).to(device)
+    codec = load_exactly(MelCodec(**{k: config[k] for k in keys}), hub.read_weights(folder), folder)
+    if (extra := Path(folder)/'refiner').is_dir():
+        kw = {k: v for k, v in hub.read_config(extra).items() if k != 'model_type'}
+        codec.refiner = load_exactly(Refiner(**kw), hub.read_weights(extra), extra)
+    return codec.to(device)
 
 # %% ../nbs/03_codec.ipynb #06b1cb11
 def check_encodec(
