@@ -6,8 +6,9 @@
 __all__ = ['same_order', 'TrainConfig', 'check_config', 'permutation', 'order', 'Batches', 'StepSampler', 'lr_factor',
            'param_kinds', 'param_groups', 'MuonAdamW', 'make_optimizer', 'EMA', 'rng_state', 'set_rng_state',
            'kept_rng', 'count_tokens', 'loss_parts', 'LitLM', 'quiet_lightning', 'read_log', 'RunLog', 'SampleAudio',
-           'wandb_samples', 'show_bar', 'Report', 'StopOnInterrupt', 'make_loggers', 'make_checkpoints', 'trainer_args',
-           'read_checkpoint', 'find_resume', 'TrainResult', 'smoke', 'fit', 'best_weights', 'fit_batch_size']
+           'wandb_samples', 'show_bar', 'Report', 'stop_on_interrupt', 'make_loggers', 'make_checkpoints',
+           'trainer_args', 'read_checkpoint', 'find_resume', 'TrainResult', 'smoke', 'fit', 'best_weights',
+           'fit_batch_size']
 
 # %% ../nbs/07_train.ipynb #33fb1d9e
 import json, logging, math, os, random, signal, sys, threading, time, warnings
@@ -500,7 +501,7 @@ def read_log(
         rows = [{k: float(v) for k, v in r.items() if v not in ('', None)} for r in csv.DictReader(f)]
     return [{**r, 'step': int(r['step'])} for r in rows if 'step' in r]
 
-# %% ../nbs/07_train.ipynb #95f58dc8
+# %% ../nbs/07_train.ipynb #539de0c5
 class RunLog(CSVLogger):
     "Lightning's CSV log with steps counted from 1, which goes on after a resume"
     def __init__(self,
@@ -511,9 +512,15 @@ class RunLog(CSVLogger):
         self.file = Path(out)/'metrics.csv'
         self.rows = [r for r in read_log(self.file) if r['step'] <= step]
 
-    def log_metrics(self, metrics, step=None):
-        if self.rows: self.experiment.metrics, self.rows = self.rows, []
-        super().log_metrics(metrics, None if step is None else step + 1)
+    @property
+    def experiment(self):
+        first, writer = self._experiment is None, super().experiment
+        if first and self._experiment is not None:
+            writer.metrics = self.rows
+            writer.save()
+        return writer
+
+    def log_metrics(self, metrics, step=None): super().log_metrics(metrics, None if step is None else step + 1)
 
 # %% ../nbs/07_train.ipynb #c611559b
 class SampleAudio(L.Callback):
@@ -638,7 +645,7 @@ def on_exception(self:Report,
     "Leave the terminal in order"
     self.stop()
 
-# %% ../nbs/07_train.ipynb #8cba0306
+# %% ../nbs/07_train.ipynb #81067ab2
 @patch
 def save_if_asked(self:LitLM):
     "At the end of a step: save if Ctrl-C asked for it, unless a validation is due first"
@@ -652,33 +659,22 @@ def stop_if_saved(self:LitLM):
     if self.stopping: raise SoundlmError(f"Training was stopped by Ctrl-C after {self.trainer.global_step} steps, and its state kept in {self.stop_file}. "
                                          "Go on with resume='auto' (--resume)")
 
-class StopOnInterrupt(L.Callback):
-    "The first Ctrl-C finishes the step, keeps a checkpoint and stops; a second one stops at once"
-    def __init__(self,
-        last:Path, # Where to keep the state
-    ):
-        self.last, self.lit, self.before = Path(last), None, None
-
-    def on_fit_start(self, trainer, pl_module):
-        self.lit = pl_module
-        if threading.current_thread() is threading.main_thread(): self.before = signal.signal(signal.SIGINT, self.ask)
-
-    def restore(self):
-        if self.before is not None: signal.signal(signal.SIGINT, self.before)
-        self.before = None
-
-    def teardown(self, trainer, pl_module, stage): self.restore()
-    def on_exception(self, trainer, pl_module, exception): self.restore()
-
-# %% ../nbs/07_train.ipynb #f22f8f45
-@patch
-def ask(self:StopOnInterrupt,
-    *args, # Signal and frame
+# %% ../nbs/07_train.ipynb #dc3a7ede
+@contextmanager
+def stop_on_interrupt(
+    lit:LitLM, # Being trained
+    last:Path, # Where to keep its state
 ):
-    "What Ctrl-C calls. Raises `SoundlmError` the second time"
-    if self.lit.stop_file: raise SoundlmError(f"Training was stopped at once. Go on from the checkpoint before with resume='auto' (--resume): {self.last}")
-    self.lit.stop_file = self.last
-    if os.environ.get('SOUNDLM_QUIET') != '1': print('\nStopping after this step, with a checkpoint; Ctrl-C again stops at once', file=sys.stderr)
+    "Inside, the first Ctrl-C finishes the step, keeps a checkpoint and stops; a second one stops at once"
+    def ask(*args):
+        if lit.stop_file: raise SoundlmError(f"Training was stopped at once. Go on from the checkpoint before with resume='auto' (--resume): {last}")
+        lit.stop_file = Path(last)
+        if os.environ.get('SOUNDLM_QUIET') != '1': print('\nStopping after this step, with a checkpoint; Ctrl-C again stops at once', file=sys.stderr)
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, ask) if main else None
+    try: yield
+    finally:
+        if main: signal.signal(signal.SIGINT, before)
 
 # %% ../nbs/07_train.ipynb #ec3d1729
 def make_loggers(
@@ -739,7 +735,7 @@ def find_resume(
     if resume == 'auto': return last if last.exists() else None
     return None if resume is None else Path(resume)
 
-# %% ../nbs/07_train.ipynb #1f897d96
+# %% ../nbs/07_train.ipynb #0f6eeeee
 @dataclass
 class TrainResult:
     "What a run leaves"
@@ -755,13 +751,13 @@ class TrainResult:
 def smoke(
     config:TrainConfig, # Numbers of the run
 ) -> TrainConfig:
-    "With SOUNDLM_STEPS set, a run that is no longer: so that long cells can be tried out"
-    n = int(os.environ.get('SOUNDLM_STEPS') or 0)
+    "With SOUNDLM_MAX_STEPS set, a run that is no longer: so that long cells can be tried out"
+    n = int(os.environ.get('SOUNDLM_MAX_STEPS') or 0)
     if not n: return config
     return replace(config, steps=min(n, config.steps), val_every=min(n, config.val_every), batch_size=min(2, config.batch_size),
                    accumulate=1, val_batches=1, log_every=1)
 
-# %% ../nbs/07_train.ipynb #e62102b0
+# %% ../nbs/07_train.ipynb #9a014898
 def fit(
     lm:nn.Module, # Has `loss(batch)` → dict(loss=…, parts…, tokens=…)
     train_data, # Has `__len__` and `batch(indices, rng)` → dict of tensors
@@ -781,8 +777,8 @@ def fit(
     lit, keep = LitLM(lm, train_data, val_data, config), make_checkpoints(config, out, val)
     with quiet_lightning():
         trainer = L.Trainer(**trainer_args(config, out, val), logger=make_loggers(config, out, start),
-                            callbacks=[keep, StopOnInterrupt(out/'last.ckpt'), *callbacks, Report()])
-        trainer.fit(lit, ckpt_path=path, weights_only=True if path else None)
+                            callbacks=[keep, *callbacks, Report()])
+        with stop_on_interrupt(lit, out/'last.ckpt'): trainer.fit(lit, ckpt_path=path, weights_only=True if path else None)
     if not val: trainer.save_checkpoint(out/'last.ckpt')
     best = Path(keep.best_model_path) if val and keep.best_model_path else out/'last.ckpt'
     loss = float(keep.best_model_score) if val and keep.best_model_score is not None else math.nan
