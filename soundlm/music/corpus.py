@@ -75,11 +75,13 @@ class Style:
         "Sixteen in 4/4, twelve in 3/4"
         return len(self.comp)
 
-# %% ../../nbs/10_music.corpus.ipynb #383159ca
+# %% ../../nbs/10_music.corpus.ipynb #a9a09116
 _band = 'piano','organ','electric guitar','saxophone','trumpet','trombone','electric piano','flute','violin','vibraphone'
 _soft = 'piano','harp','flute','nylon guitar','cello','vibraphone','pan flute','electric piano','clarinet','marimba'
 _electro = 'synth lead','square lead','electric piano','piano','organ','string ensemble','vibraphone','marimba','flute','saxophone'
 _S = lambda s: tuple(s.split(','))
+
+# %% ../../nbs/10_music.corpus.ipynb #1e64cc1c
 _styles = [
  Style('techno', _S('techno,driving techno,club techno'), (122,142), 'minor', ('1 1 1 1','1 1 6 7'), 'k:x...x...x...x... o:..x...x...x...x. c:....x.......x...',
     '1.1.1.8.1.1.1.8.', '..x...x...x...x.', ('x.xx.xx.x.xx.x.x','xx.xx.xx.xx.x.x.','x.x.xx.xx.x.xx.x'), (90,38), _electro, 1., nouns=_S('beat,track,tune,groove')),

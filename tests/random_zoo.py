@@ -1,0 +1,38 @@
+"A zoo with a random two-layer Model A: whatever the command line does around a model can be tested without a trained one"
+import shutil
+from pathlib import Path
+
+zoo = Path(__file__).resolve().parent.parent/'data'/'zoo'
+
+def text_encoder(folder):
+    "An untrained `t5-tiny` with a small vocabulary of its own"
+    from soundlm import hub
+    from soundlm.music import text
+    from soundlm.music.corpus import SynthCaps
+    tok = text.fit_tokenizer([c.caption for c in SynthCaps('train')[:200]], 400)
+    text.t5_tiny(tok).save(folder, hub.card('t5-tiny', 'Untrained.', {}))
+
+def music_a(folder, layers=2):
+    "An untrained Model A that belongs to the zoo's mel_32khz and t5-tiny"
+    import torch
+    from soundlm import hub
+    from soundlm.music.baseline import MusicA, music_a_tiny
+    torch.manual_seed(0)
+    parts = dict(codec=hub.load('mel_32khz'), encoder=hub.load('t5-tiny'))
+    m = MusicA(music_a_tiny(dim=32, n_heads=1, n_layers=layers, text_dim=parts['encoder'].dim, max_frames=300))
+    m.parts = parts
+    m.save(folder, hub.card('music-a', 'Random.', {}))
+
+def build(folder):
+    "A zoo for SOUNDLM_ZOO, which has to point there already"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ('mel_32khz','probe-music'): shutil.copytree(zoo/name, folder/name)
+    text_encoder(folder/'t5-tiny')
+    music_a(folder/'music-a')
+    return folder
+
+def needs():
+    "Skip where the parts that a random zoo borrows have not been trained yet"
+    import pytest
+    for name in ('mel_32khz','probe-music'):
+        if not (zoo/name/'config.json').exists(): pytest.skip(f'needs {name} in data/zoo')
