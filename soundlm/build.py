@@ -176,18 +176,19 @@ def contents(
         return f"| [{p.name.split('_')[0]} {title}]({Path(os.path.relpath(p, top/at)).as_posix()}) | {summary} |"
     return '\n'.join(['| notebook | what it does |', '|---|---|', *(row(p) for p in notebooks(top) if p.name[0].isdigit())])
 
-# %% ../nbs/90_build.ipynb #878db507
+# %% ../nbs/90_build.ipynb #510ee97a
 def report(
     name:str, # A file in reports/
     command:str, # What makes it
     top:Path|None=None, # The repository; this one by default
-) -> str: # Its markdown, headings taken off
+) -> str: # Its markdown; the title taken off, headings a level lower
     "Include a report. Raises `FileNotFoundError` where it is missing and SOUNDLM_STRICT is 1"
     path = (top or root())/'reports'/name
     if not path.exists():
         if os.environ.get('SOUNDLM_STRICT')=='1': raise FileNotFoundError(f"{path.name} is missing in reports/: run `{command}`")
         return f'*Not measured yet: `{command}` writes `reports/{name}`.*'
-    return re.sub(r'^# .*\n+', '', path.read_text(encoding='utf-8')).strip()
+    text = re.sub(r'\A# .*\n+', '', path.read_text(encoding='utf-8')).strip()
+    return re.sub(r'^#', '##', text, flags=re.M)
 
 # %% ../nbs/90_build.ipynb #9dc0de96
 def players(
@@ -221,24 +222,23 @@ def text_outputs(
         elif not any('html' in k or k.startswith('image') for k in data): res.append(o)
     return res
 
-# %% ../nbs/90_build.ipynb #bcf5d35e
-def _text(o): return ''.join(o['text'] if 'text' in o else o['data'].get('text/markdown') or o['data']['text/plain'])
+# %% ../nbs/90_build.ipynb #c90d4796
+def _text(o):
+    "An output as markdown"
+    if 'text/markdown' in o.get('data', {}): return o['data']['text/markdown']
+    return '```\n' + ''.join(o['text'] if 'text' in o else o['data']['text/plain']).rstrip() + '\n```'
 
 def readme_text(
     nb:dict, # index.ipynb with its outputs
 ) -> str: # Markdown
     "The home page as README.md"
-    from nbconvert import MarkdownExporter
-    cells = []
+    parts = ['<!-- made from nbs/index.ipynb by `make prepare` -->']
     for c in nb['cells']:
-        how = shown(c) if not c['source'].startswith('<!-- colab') else ''
-        if how=='md': cells.append({**c, 'source':relink(c['source'], 'readme')})
-        if how=='output': cells += [dict(cell_type='markdown', id=f'o{len(cells)}', metadata={}, source=_text(o)) for o in text_outputs(c)]
-        if how=='code': cells.append({**c, 'source':body(c['source']), 'outputs':text_outputs(c)})
-    import nbformat
-    new = nbformat.from_dict({**nb, 'cells':cells})
-    md,_ = MarkdownExporter(exclude_input_prompt=True, exclude_output_prompt=True).from_notebook_node(new)
-    return '<!-- made from nbs/index.ipynb by `make prepare` -->\n' + re.sub(r'\n{3,}', '\n\n', md).strip() + '\n'
+        how = shown(c) if not is_colab(c) else ''
+        if how=='md': parts.append(relink(c['source'], 'readme').strip())
+        if how=='code': parts.append(f"```python\n{body(c['source']).strip()}\n```")
+        if how in ('code','output'): parts += map(_text, text_outputs(c))
+    return '\n\n'.join(parts) + '\n'
 
 # %% ../nbs/90_build.ipynb #a2fe147b
 def plain(

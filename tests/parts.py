@@ -10,7 +10,9 @@ def encodec(folder, filters=4):
     cfg = EncodecConfig(sampling_rate=32000, audio_channels=1, target_bandwidths=[2.2], upsampling_ratios=[8,5,4,4], num_filters=filters,
         hidden_size=128, codebook_size=2048, codebook_dim=128, num_lstm_layers=2, norm_type='weight_norm', use_causal_conv=False,
         use_conv_shortcut=False, normalize=False, chunk_length_s=None, overlap=None)
-    EncodecModel(cfg).save_pretrained(folder)
+    model = EncodecModel(cfg)
+    for l in model.quantizer.layers: l.codebook.embed.normal_() # transformers leaves them at zero
+    model.save_pretrained(folder)
 
 def snac(folder):
     "`hubertsiuzdak/snac_24khz`, as a config and a `.bin`"

@@ -1,5 +1,5 @@
 "Imports point one way, and what a user starts is light"
-import ast, json, os, re, subprocess, sys, time
+import ast, json, os, re, subprocess, sys
 
 import pytest
 
@@ -74,20 +74,20 @@ def test_light_import(name):
     assert json.loads(res.stdout.splitlines()[-1]) == []
 
 def seconds(cmd):
-    "The best of three, so that a busy machine does not decide"
+    "CPU time of a process, the best of three: on an idle machine it is the wait, and a busy one does not change it much"
     best = 99.
     for _ in range(3):
-        start = time.perf_counter()
+        before = os.times()
         subprocess.run(cmd, capture_output=True, check=True, cwd=root)
-        best = min(best, time.perf_counter()-start)
+        after = os.times()
+        best = min(best, after.children_user+after.children_system-before.children_user-before.children_system)
     return best
 
 @pytest.mark.parametrize('what', ['import', 'help'])
 def test_starts_under_a_second(what):
     if what=='help' and not (root/'soundlm'/'cli.py').exists(): pytest.skip('soundlm.cli does not exist yet')
     cmd = [sys.executable, '-c', 'import soundlm' if what=='import' else "import sys; sys.argv=['soundlm','--help']; from soundlm.cli import main; main()"]
-    empty = seconds([sys.executable, '-c', ''])
-    assert seconds(cmd)-empty < (1. if not os.environ.get('CI') else 2.) # a shared runner gets twice the time
+    assert seconds(cmd) < 1.
 
 @pytest.mark.parametrize('p', modules, ids=dotted)
 def test_no_star_imports(p):

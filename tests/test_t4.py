@@ -1,9 +1,9 @@
 """Every `#| t4` cell runs here for two steps on a CPU, so that no Colab cell can rot.
 
 The hub answers with random parts of the real widths (tests/parts.py). Of the notebook we run the t4 cells, and of the plain cells before
-them only those whose names they use. Sizes are cut where they are set: dataclasses with `steps`, `n_layers` or `batch_size`, the number of clips
+them only the statements whose names they use. Sizes are cut where they are set: dataclasses with `steps`, `n_layers` or `batch_size`, the number of clips
 that are tokenized, and whole numbers in `range(…)` or a slice of the t4 cell itself."""
-import ast, builtins, dataclasses, importlib, pkgutil
+import ast, builtins, dataclasses, dis, importlib, pkgutil, types
 
 import pytest
 
@@ -12,30 +12,40 @@ from tree import body, cells, is_leaf, module, name, notebooks
 limits = dict(steps=2, max_steps=2, n_layers=2, batch_size=2, accumulate=1, val_every=1, val_batches=1)
 with_t4 = [p for p in notebooks if any('t4' in c.d for c in cells(p) if c.kind=='code')]
 
-def names(tree):
-    "(names a piece of code sets, names it reads)"
-    stored,loaded = set(),set()
-    for o in ast.walk(tree):
-        if isinstance(o, ast.Name): (stored if isinstance(o.ctx, ast.Store) else loaded).add(o.id)
-        elif isinstance(o, (ast.FunctionDef, ast.ClassDef)): stored.add(o.name)
-        elif isinstance(o, (ast.Import, ast.ImportFrom)): stored |= {(a.asname or a.name).split('.')[0] for a in o.names}
+def names(statement):
+    "(globals that a statement sets or changes, globals it reads), comprehensions' and functions' own names left out"
+    top = compile(ast.Module([statement], []), '', 'exec')
+    stored = {i.argval for i in dis.get_instructions(top) if i.opname in ('STORE_NAME','STORE_GLOBAL')}
+    loaded = {i.argval for i in dis.get_instructions(top) if i.opname.startswith('LOAD_') and isinstance(i.argval, str) and 'NAME' in i.opname}
+    inner = [o for o in top.co_consts if isinstance(o, types.CodeType)]
+    while inner:
+        c = inner.pop()
+        inner += [o for o in c.co_consts if isinstance(o, types.CodeType)]
+        loaded |= {i.argval for i in dis.get_instructions(c) if i.opname in ('LOAD_GLOBAL','LOAD_NAME')}
+    for o in ast.walk(statement): # m.x = … and d[k] = … change m and d
+        if isinstance(o, (ast.Attribute, ast.Subscript)) and isinstance(o.ctx, ast.Store):
+            while isinstance(o, (ast.Attribute, ast.Subscript)): o = o.value
+            if isinstance(o, ast.Name) and o.id in loaded: stored.add(o.id)
     return stored,loaded
 
 def parsed(cell):
     try: return ast.parse(body(cell.source))
     except SyntaxError: return ast.parse('') # a cell with a shell line; `test_nbs` forbids those in leaves
 
+def star(o): return isinstance(o, ast.ImportFrom) and o.names[0].name=='*'
+
 def needed(path, known):
-    "The cells to run, in order: t4 cells, and the plain ones that they lean on"
+    "What to run, in order: (cell, its tree) of each t4 cell, and of plain cells the statements that those lean on"
     code = [c for c in cells(path) if c.kind=='code' and 'export' not in c.d and 'eval:false' not in c.d]
-    code = [c for c in code if 't4' in c.d or not is_leaf(c)]
-    want,keep = set(),[]
-    for c in reversed(code):
-        stored,loaded = names(parsed(c))
-        star = any(isinstance(o, ast.ImportFrom) and o.names[0].name=='*' for o in ast.walk(parsed(c)))
-        if 't4' in c.d or star and 'hide' in c.d or stored & want:
-            keep.append(c)
-            want = (want - stored) | (loaded - known - set(dir(builtins)))
+    given,want,keep = known|set(dir(builtins)),set(),[]
+    for c in reversed([c for c in code if 't4' in c.d or not is_leaf(c)]):
+        mine = []
+        for o in reversed(parsed(c).body):
+            stored,loaded = names(o)
+            if not ('t4' in c.d or stored & want or star(o)): continue
+            mine.append(o)
+            want = (want - stored) | (loaded - given)
+        if mine: keep.append((c, ast.Module(mine[::-1], [])))
     return keep[::-1]
 
 class Small(ast.NodeTransformer):
@@ -85,8 +95,8 @@ def test_t4_cells_run(p, small):
     ns = dict(__name__='__main__', display=lambda *a, **kw: None)
     if module(p): ns.update({k:v for k,v in vars(importlib.import_module(f'soundlm.{module(p)}')).items() if not k.startswith('__')})
     ran = 0
-    for c in needed(p, set(ns)):
-        tree = ast.fix_missing_locations(Small().visit(parsed(c))) if 't4' in c.d else parsed(c)
+    for c,tree in needed(p, set(ns)):
+        if 't4' in c.d: tree = ast.fix_missing_locations(Small().visit(tree))
         try: exec(compile(tree, f'{p.name}: {c.source.splitlines()[0]}', 'exec'), ns)
         except Exception as e: raise AssertionError(f'this cell of {p.name} fails:\n{c.source}') from e
         ran += 't4' in c.d
