@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['specials', 'check_captions', 'TextEncoder', 'encoder_weights', 'read_tokenizer', 'FeatureCache', 'mean_pool',
-           'similarity', 'retrieval_at_1', 'bag_of_words', 'linear_probe', 'said_classes', 'what_is_said',
-           'paraphrases', 'pooled', 'text_readers', 'said_accuracy', 'distinct', 'judge_text', 'fit_tokenizer', 'hurry',
-           't5_tiny', 'SaidHeads', 'info_nce', 'hide_tokens', 'TextTrainer', 'real_pairs', 'train_text_encoder',
-           'text_card']
+           'similarity', 'retrieval_at_1', 'word_weights', 'bag_of_words', 'linear_probe', 'said_classes',
+           'what_is_said', 'chatty_mentions', 'paraphrases', 'pooled', 'text_readers', 'said_accuracy', 'distinct',
+           'judge_text', 'fit_tokenizer', 'hurry', 't5_tiny', 'SaidHeads', 'info_nce', 'hide_tokens', 'TextTrainer',
+           'real_pairs', 'train_text_encoder', 'text_card']
 
 # %% ../../nbs/11_music.text.ipynb #43a60ca7
 import json, re, time, warnings
@@ -33,7 +33,7 @@ def check_captions(
             raise SoundlmError(f"Caption {i} has {n:,} bytes, expected at most {max_bytes:,}: shorten it to a few sentences")
     return list(captions)
 
-# %% ../../nbs/11_music.text.ipynb #ad8a9665
+# %% ../../nbs/11_music.text.ipynb #374497fc
 class TextEncoder(nn.Module):
     "A frozen T5 encoder: captions to one feature vector a token (Raffel et al. 2020, arXiv 1910.10683)"
     def __init__(self,
@@ -49,9 +49,17 @@ class TextEncoder(nn.Module):
         tokenizer.no_padding(), tokenizer.no_truncation()
         self.eval().requires_grad_(False)
 
-    def train(self, mode:bool=True) -> nn.Module: "Frozen: stays in eval mode"; return super().train(False)
+    def train(self,
+        mode:bool=True, # Ignored
+    ) -> nn.Module: # Itself
+        "Frozen: stays in eval mode"
+        return super().train(False)
+
     @property
-    def device(self) -> torch.device: "Where the weights are"; return self.model.shared.weight.device
+    def device(self) -> torch.device: # Where the weights are
+        "Features come out here"
+        return self.model.shared.weight.device
+
     def _tell(self, key, message):
         if key not in self._told: warnings.warn(message, core.SoundlmWarning, stacklevel=3)
         self._told.add(key)
@@ -195,7 +203,7 @@ def encode(self:FeatureCache,
     lens = torch.tensor([len(r) for r in rows], device=feats.device)
     return feats, torch.arange(feats.shape[1], device=feats.device)<lens[:,None]
 
-# %% ../../nbs/11_music.text.ipynb #ecf04849
+# %% ../../nbs/11_music.text.ipynb #61dee36c
 def mean_pool(
     feats:Tensor, # (b,n,d) token features
     mask:Tensor, # (b,n) bool, True at tokens
@@ -213,24 +221,35 @@ def similarity(
 
 def retrieval_at_1(
     sim:Tensor, # (b,b), the right column of row i is i
-) -> float: # 0 … 1
+) -> float: # 0 … 1, NaN where b is 0
     "How often a row is brightest in the right column"
+    if not len(sim): return float('nan')
     return (sim.argmax(1)==torch.arange(len(sim), device=sim.device)).float().mean().item()
 
-# %% ../../nbs/11_music.text.ipynb #2770acb1
+# %% ../../nbs/11_music.text.ipynb #c3aa75cf
+def word_weights(
+    captions:list[str], # They give the vocabulary
+) -> dict[str,float]: # Word → inverse document frequency, more for rarer words
+    "What each word counts (Spärck Jones 1972)"
+    docs = [set(re.findall(r"[\w#]+", c.lower())) for c in captions]
+    counts = {}
+    for d in docs:
+        for w in d: counts[w] = counts.get(w, 0)+1
+    return {w:float(np.log((1+len(docs))/n)) for w,n in sorted(counts.items())}
+
 def bag_of_words(
     captions:list[str], # `b` captions
-    words:list[str], # The vocabulary
-) -> Tensor: # (b,words), rare words weigh more
-    "Word counts times inverse document frequency"
-    col = {w:i for i,w in enumerate(words)}
-    res = torch.zeros(len(captions), len(words))
+    weights:dict[str,float], # As `word_weights` gives
+) -> Tensor: # (b,words)
+    "Weighted word counts; words without a weight are lost"
+    col = {w:i for i,w in enumerate(weights)}
+    res = torch.zeros(len(captions), len(col))
     for i,c in enumerate(captions):
         for w in re.findall(r"[\w#]+", c.lower()):
-            if w in col: res[i,col[w]] += 1
-    return res*(len(res)/(1+(res>0).sum(0))).log()
+            if w in col: res[i,col[w]] += weights[w]
+    return res
 
-# %% ../../nbs/11_music.text.ipynb #5ea2a351
+# %% ../../nbs/11_music.text.ipynb #cb1bc5df
 def linear_probe(
     x:Tensor, # (b,d) pooled features
     y:Tensor, # (b,) class of each
@@ -238,8 +257,8 @@ def linear_probe(
     penalty:float=1e-2, # Ridge, as a share of the features' variance
 ) -> Tensor: # (c,) predicted class
     "Fit a linear classifier in closed form and apply it"
-    mean,std = x.mean(0),x.std(0)+1e-6
-    x,x_new = ((o-mean)/std for o in (x, x_new))
+    mean,std = x.mean(0),x.std(0)
+    x,x_new = ((o-mean)/std.where(std>1e-4, torch.inf) for o in (x, x_new))
     x,x_new = (torch.cat([o, torch.ones(len(o),1)], 1).double() for o in (x, x_new))
     ridge = penalty*len(x)*torch.eye(x.shape[1], dtype=torch.double)
     return (x_new@torch.linalg.solve(x.T@x+ridge, x.T@F.one_hot(y).double())).argmax(1)
@@ -262,22 +281,33 @@ def what_is_said(
     said = set(mentions)|{'bpm'}|({'family'} if 'instrument' in mentions else set())|({'mode'} if 'key' in mentions else set())
     return {k:c.index(a[k]) if k in said else 0 for k,c in said_classes().items()}
 
-# %% ../../nbs/11_music.text.ipynb #9a139c2f
+# %% ../../nbs/11_music.text.ipynb #eddb0f93
+def chatty_mentions(
+    attributes:dict, # Ground truth of a clip
+    g:np.random.Generator, # Source of chance
+) -> list[str]: # Attributes to speak of
+    "Each attribute with probability one half"
+    names = 'style','instrument','tempo','key','drums','texture','dynamics'
+    have = [k for k in names if (k,attributes[k])!=('texture','none')]
+    return [k for k in have if g.random()<.5] or ['style']
+
 def paraphrases(
     n:int, # Number of attribute sets
     split:str='train', # SynthCaps split
     start:int=0, # Index of the first clip
     seed:int=0, # SynthCaps seed
-) -> tuple[list[str],list[str],dict]: # Captions, paraphrases, and (2n,) labels for both, caption set first
+    chatty:bool=False, # Say each attribute with probability one half, not as the corpus does
+) -> tuple[list[str],list[str],dict]: # Captions, paraphrases, and (2n,) classes of both, captions first
     "Two captions of each of `n` clips that mention the same attributes"
     views,said = ([],[]),([],[])
     for clip in corpus.SynthCaps(split, seed)[start:start+n]:
+        m = chatty_mentions(clip.attributes, core.rng('chatty', clip.id)) if chatty else clip.mentions
         for v in (0,1):
-            text,m = corpus.compose_caption(clip.attributes, core.rng('paraphrase', v, clip.id), clip.mentions)
+            text,_ = corpus.compose_caption(clip.attributes, core.rng('paraphrase', v, clip.id), m)
             views[v].append(text); said[v].append(what_is_said(clip.attributes, m, text))
     return *views, {k:torch.tensor([o[k] for o in said[0]+said[1]]) for k in said_classes()}
 
-# %% ../../nbs/11_music.text.ipynb #f2928e3c
+# %% ../../nbs/11_music.text.ipynb #aebda40d
 def pooled(
     encoder, # A `TextEncoder` or a `FeatureCache`
     captions:list[str], # `b` captions
@@ -291,21 +321,25 @@ def text_readers(
     **encoders, # Name → `TextEncoder`
 ) -> dict: # Name → function from captions to (b,d)
     "A bag of words, and encoders beside it"
-    words = sorted({w for c in captions for w in re.findall(r"[\w#]+", c.lower())})
-    return dict(words=lambda c: bag_of_words(c, words), **{k:lambda c,e=e: pooled(e, c) for k,e in encoders.items()})
+    weights = word_weights(captions)
+    return dict(words=lambda c: bag_of_words(c, weights), **{k:lambda c,e=e: pooled(e, c) for k,e in encoders.items()})
 
-# %% ../../nbs/11_music.text.ipynb #1ecfb807
+# %% ../../nbs/11_music.text.ipynb #f0d3b87c
 def said_accuracy(
     x:Tensor, # (b,d) features to fit the probe on
     y:dict[str,Tensor], # Attribute → (b,) classes
     x_new:Tensor, # (c,d)
     y_new:dict[str,Tensor], # Attribute → (c,)
-) -> dict[str,float]: # Attribute → accuracy where it is said
+) -> dict[str,float]: # Attribute → accuracy where it is said, NaN where it never is
     "How much of what a caption says a linear probe reads from its features"
-    right = {k:linear_probe(x, v, x_new)==y_new[k] for k,v in y.items()}
-    return {k:r[y_new[k]>0].float().mean().item() for k,r in right.items()}
+    res = {}
+    for k in y:
+        said,said_new = y[k]>0,y_new[k]>0
+        if not (said.any() and said_new.any()): res[k] = float('nan'); continue
+        res[k] = (linear_probe(x[said], y[k][said], x_new[said_new])==y_new[k][said_new]).float().mean().item()
+    return res
 
-# %% ../../nbs/11_music.text.ipynb #9ac5e862
+# %% ../../nbs/11_music.text.ipynb #84ee77ac
 def distinct(
     y:dict[str,Tensor], # Attribute → (2b,) classes, as `paraphrases` gives
 ) -> Tensor: # (b,) bool
@@ -318,18 +352,20 @@ def judge_text(
     readers:dict, # As `text_readers` gives; fitted and judged on the same captions
     split:str='test', # Judged on these clips; 'compositions' has pairs that training never sees
     n:int=400, # How many
-    seed:int=7, # Probes are fitted on 2,000 training captions of this seed
+    clips:int=1000, # Probes are fitted on two captions of each of so many training clips
+    seed:int=7, # Of the corpus
 ) -> list[dict]: # A row a measure, a column a reader
     "Accuracy of a linear probe for each attribute where it is said, and retrieval of paraphrases"
-    a,b,y = paraphrases(1000, 'train', seed=seed)
-    a2,b2,y2 = paraphrases(n, split, seed=seed)
-    one,cols = distinct(y2),{}
+    a,b,y = paraphrases(clips, 'train', seed=seed, chatty=True)
+    a2,b2,y2 = paraphrases(n, split, seed=seed, chatty=True)
+    a3,b3,y3 = paraphrases(n, split, seed=seed)
+    one,cols = distinct(y3),{}
     for name,read in readers.items():
-        x,x2 = read(a+b),read(a2+b2)
-        cols[name] = dict(said_accuracy(x, y, x2, y2), **{'retrieval@1':retrieval_at_1(similarity(x2[:n], x2[n:])),
-            'retrieval@1, distinct':retrieval_at_1(similarity(x2[:n][one], x2[n:][one]))})
-    counts = [(v>0).sum().item() for v in y2.values()]+[n, one.sum().item()]
-    return [dict(measure=m, n=c, **{k:v[m] for k,v in cols.items()}) for m,c in zip(next(iter(cols.values())), counts)]
+        u,v = read(a3+b3).chunk(2)
+        cols[name] = dict(said_accuracy(read(a+b), y, read(a2+b2), y2), **{'retrieval@1':retrieval_at_1(similarity(u, v)),
+            'retrieval@1, distinct':retrieval_at_1(similarity(u[one], v[one]))})
+    counts = [(o>0).sum().item() for o in y2.values()]+[n, one.sum().item()]
+    return [dict(measure=m, n=c, **{k:o[m] for k,o in cols.items()}) for m,c in zip(next(iter(cols.values())), counts)]
 
 # %% ../../nbs/11_music.text.ipynb #4bc0a040
 specials = '<pad>','</s>','<unk>','<extra_id_0>'
@@ -366,13 +402,13 @@ def hurry(
     parts = [' '.join(w for w in p.split() if w.lower() not in _filler or g.random()>=rate) for p in parts]
     return g.choice([', ','. ',' ']).join(p for p in parts if p) or caption
 
-# %% ../../nbs/11_music.text.ipynb #892003b9
+# %% ../../nbs/11_music.text.ipynb #7afdd1d2
 def t5_tiny(
     tokenizer, # As `fit_tokenizer` makes
     dim:int=128, # Feature width
-    layers:int=2,
+    layers:int=2, # Blocks of attention and feed-forward
     ff:int=320, # Hidden width of the feed-forward blocks
-    seed:int=0,
+    seed:int=0, # Names the initial weights
 ) -> TextEncoder: # Untrained
     "The twin of t5-base, as initialised"
     from transformers import T5Config, T5EncoderModel
@@ -382,10 +418,12 @@ def t5_tiny(
         torch.manual_seed(seed)
         return TextEncoder(T5EncoderModel._from_config(config, attn_implementation='eager'), tokenizer, name='t5-tiny', max_tokens=96)
 
-# %% ../../nbs/11_music.text.ipynb #ce03bedc
+# %% ../../nbs/11_music.text.ipynb #18d8fc9d
 class SaidHeads(nn.Module):
     "A linear classifier for each attribute, on pooled features"
-    def __init__(self, dim:int):
+    def __init__(self,
+        dim:int, # Feature width
+    ):
         super().__init__()
         self.heads = nn.ModuleDict({k:nn.Linear(dim, len(c)) for k,c in said_classes().items()})
     def forward(self,
@@ -419,7 +457,7 @@ def hide_tokens(
     holes = (torch.rand(ids.shape, generator=g)<rate).to(ids.device) & mask & (ids>=len(specials))
     return ids.masked_fill(holes, specials.index('<extra_id_0>')), holes
 
-# %% ../../nbs/11_music.text.ipynb #86571508
+# %% ../../nbs/11_music.text.ipynb #ae94e89a
 class TextTrainer:
     "Trains a `TextEncoder` on SynthCaps' captions and, where they are given, real ones"
     def __init__(self,
@@ -431,11 +469,13 @@ class TextTrainer:
         seed:int=0, # Names the order and the chance
     ):
         self.encoder,self.pairs,self.steps,self.batch,self.seed = encoder,list(pairs),steps,batch,seed
-        self.heads = SaidHeads(encoder.dim).to(encoder.device)
-        params = [*encoder.model.parameters(), *self.heads.parameters()]
-        self.opt = torch.optim.AdamW(params, lr, betas=(.9,.98), weight_decay=.01)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.heads = SaidHeads(encoder.dim).to(encoder.device)
+        self.params = [*encoder.model.parameters(), *self.heads.parameters()]
+        self.opt = torch.optim.AdamW(self.params, lr, betas=(.9,.98), weight_decay=.01)
         self.plan = torch.optim.lr_scheduler.OneCycleLR(self.opt, lr, total_steps=steps, pct_start=.05, cycle_momentum=False)
-        self.params,self.history = params,[]
+        self.history = []
 
 # %% ../../nbs/11_music.text.ipynb #8df5942e
 @patch
@@ -529,18 +569,19 @@ def train_text_encoder(
     with core.atomic(Path(folder)/'history.csv') as p: p.write_text('\n'.join(lines)+'\n')
     return trainer
 
-# %% ../../nbs/11_music.text.ipynb #21307bf9
+# %% ../../nbs/11_music.text.ipynb #fe3272e0
 def text_card(
     encoder:TextEncoder, # Trained
     facts:dict, # How it was made
 ) -> str: # README.md
     "Judge an encoder and write its card"
-    a,b,_ = paraphrases(1000, 'train', seed=7)
-    readers = text_readers(a+b, untrained=t5_tiny(encoder.tokenizer), trained=encoder)
+    a,b,_ = paraphrases(1000, 'train', seed=7, chatty=True)
+    readers = text_readers(a+b, untrained=t5_tiny(encoder.tokenizer), **{'t5-tiny':encoder})
     rows = [dict(captions=s, **r) for s in ('test','compositions') for r in judge_text(readers, s)]
     if real := real_pairs(held_out=True)[:400]:
+        readers['words'] = text_readers([c for p in real_pairs() for c in p])['words']
         sims = {k:similarity(*(f([o[i] for o in real]) for i in (0,1))) for k,f in readers.items()}
         rows.append(dict(captions='MusicCaps evaluation', measure='caption finds its aspects', n=len(real), **{k:retrieval_at_1(s) for k,s in sims.items()}))
     return hub.card('t5-tiny', "A T5 encoder of two layers for captions of music: the offline twin of google-t5/t5-base. It lower-cases, knows English, "
-        "and reads 96 tokens. Probes are linear, on pooled features, fitted on 2,000 captions of the training split and judged where the caption says "
-        "something of the attribute; `words` is a bag of words.", dict(facts, results=rows), license='cc-by-sa-4.0', tags=['t5','text-encoder'])
+        "and reads 96 tokens. Probes are linear, on pooled features, fitted and judged on captions that say something of the "
+        "attribute; `words` is a bag of words, `untrained` the same network as initialised.", dict(facts, results=rows), license='cc-by-sa-4.0', tags=['t5','text-encoder'])
