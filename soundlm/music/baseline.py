@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['tiers', 'fixed_prompts', 'short_stage', 'MusicAConfig', 'music_a_tiny', 'music_a_t4', 'music_a_full', 'sinusoids',
            'MusicA', 'entries', 'MusicData', 'recipe', 'make_tokens', 'sample_prompts', 'build_music_a',
-           'train_music_a']
+           'train_music_a', 'music_a_card', 'nll_report', 'named_clips', 'share', 'generation_report', 'as_gpt2',
+           'gpt2_music', 'uncached_seconds', 'speed_report']
 
 # %% ../../nbs/12_music.baseline.ipynb #6fe4ad22
 import math
@@ -250,7 +251,7 @@ def step(self:MusicA,
     x = self.embed(self.table_rows(ids[...,None])) + self.pos.weight.index_select(0, slot)
     return self.logits(self.trunk(x, cache=cache, slot=slot))[:,0]
 
-# %% ../../nbs/12_music.baseline.ipynb #29ea382b
+# %% ../../nbs/12_music.baseline.ipynb #f2e94fc1
 fixed_prompts = 'techno beat with a synth lead', 'relaxing piano with rain', 'heavy metal guitar riff'
 
 @patch
@@ -268,7 +269,7 @@ def music(self:MusicA,
     prompts:list, # Captions
     seconds:float=6., # Length
     seed:int=0, # Of the first row; they count up
-    sampler:Sampler=Sampler(top_k=100, temperature=.95), # How codes are drawn
+    sampler:Sampler=Sampler(temperature=.9, top_k=100, guidance=3.), # How codes are drawn
     on_step=None, # Called with (positions done, seq)
 ) -> Tensor: # (b,1,n) audio at `codec.sample_rate`
     "Captions to music. Raises SoundlmError on a caption or a length that cannot be"
@@ -276,7 +277,9 @@ def music(self:MusicA,
     cond, mask = self.encoder.encode(list(prompts))
     device = self.emb.weight.device
     seq = generate(self, self.layout, t, cond.to(device), mask.to(device), sampler, seeds=seed, on_step=on_step)
-    return self.codec.decode(self.layout.revert(seq).to(next(self.codec.parameters(), seq).device))
+    codes = self.layout.revert(seq)
+    wav = torch.cat([self.codec.decode(o[None]) for o in codes]) # One by one: a row sounds the same in any batch
+    return wav*(.95/wav.abs().amax((1,2), keepdim=True).clamp(min=.95))
 
 # %% ../../nbs/12_music.baseline.ipynb #98d04635
 @patch
@@ -415,3 +418,166 @@ def train_music_a(
     runs.append(fit(m, *data(frames), config, Path(out)/'long', go, [SampleAudio(sample_prompts())]))
     m.load_state_dict(best_weights(runs[-1]))
     return m.eval(), runs
+
+# %% ../../nbs/12_music.baseline.ipynb #2713db48
+def music_a_card(
+    model:MusicA, # Trained, with its parts
+    runs:list, # The `TrainResult` of each stage
+    results:list=(), # Rows of a table: what it reached
+) -> str: # README.md of its folder
+    "What it was made from, with what, for how long; no number is typed"
+    c, parts = model.config, model.parts
+    facts = dict(data='SynthCaps (composed and captioned by rule; 10_music.corpus), train split', codec=f"{parts['codec'].name} ({parts['codec'].sha})",
+        text_encoder=f"{parts['encoder'].name} ({parts['encoder'].sha})", parameters=f'{sum(p.numel() for p in model.parameters()):,}',
+        size=f'{c.dim} wide, {c.n_layers} blocks, {c.n_heads} heads, {c.layout} layout', steps=' + '.join(str(r.steps) for r in runs),
+        codes_read=f'{sum(r.tokens for r in runs):,}', training_time=f'{sum(r.seconds for r in runs)/60:.0f} min', threads=torch.get_num_threads(),
+        validation_loss=f'{runs[-1].val_loss:.3f} nats a code')
+    return hub.card('music-a', 'Text to music: a GPT-2-style prefix language model over codec tokens, trained by notebook 12.',
+        facts | hub.provenance() | (dict(results=list(results)) if results else {}), license='cc-by-sa-4.0', tags=('text-to-audio','music'))
+
+# %% ../../nbs/12_music.baseline.ipynb #80748e60
+def nll_report(
+    model:MusicA, # With its parts
+    tokens:Path, # As `make_tokens` makes: the tables are fitted on `train`
+    clips:int=128, # Of the test split, two sections each
+    batch:int=8, # Sections at a time
+) -> list: # Rows of dicts: what, nll, its interval, nll_1 … nll_k
+    "Held-out NLL per codebook, beside the tables"
+    import numpy as np
+    from soundlm.metrics import nll, table_nll
+    from soundlm.music.corpus import SynthCaps
+    from soundlm.tokens import TokenStore, tokenize
+    tokenize(SynthCaps('test'), model.codec, Path(tokens)/'test', clips=clips)
+    train, test = (TokenStore.load(Path(tokens)/s, model.codec) for s in ('train','test'))
+    frames = min(model.config.max_frames, len(test.raw(0)[0]))
+    stack = lambda st: np.stack([np.stack(st.raw(i))[:,:frames] for i in range(len(st))])
+    held, data = stack(test), MusicData(test, model.encoder, frames)
+    res = table_nll(stack(train), held, model.config.codebook_size)
+    res['Model A'] = nll(model, (data.batch(range(i, min(i+batch, len(test))), rng(0)) for i in range(0, len(test), batch)))
+    return [dict(what=k, nll=v['nll'][0], low=v['nll'][1], high=v['nll'][2], **{c: v[c][0] for c in v if c!='nll'}) for k,v in res.items()]
+
+# %% ../../nbs/12_music.baseline.ipynb #2b6460c2
+def named_clips(
+    n:int=128, # How many
+    attribute:str='style', # What their captions must name
+    split:str='test', # Whose clips
+) -> list: # of Clip
+    "The first clips of a split whose caption names an attribute"
+    from soundlm.music.corpus import SynthCaps
+    res, i, corpus = [], 0, SynthCaps(split)
+    while len(res)<n:
+        if attribute in corpus[i].mentions: res.append(corpus[i])
+        i += 1
+    return res
+
+@patch
+def heard(self:MusicA,
+    wavs:list, # (1,n) each
+    clips:list, # What they should be
+    probe, # `hub.load('probe-music')`
+) -> list: # Rows: id, caption, what each attribute is and was heard as, and faults
+    "What a probe hears in music for these clips"
+    from soundlm.audio import describe
+    rows = []
+    for w,c in zip(wavs, clips):
+        said, d = probe.predict(w, self.codec.sample_rate), describe(w, self.codec.sample_rate)
+        row = {f'{k}_heard': said[k][0] for k in ('style','family')} | {k: c.attributes[k] for k in ('style','family')}
+        rows.append(dict(id=c.id, caption=c.caption, names_instrument='instrument' in c.mentions, **row, **d))
+    return rows
+
+# %% ../../nbs/12_music.baseline.ipynb #5845ab25
+def share(
+    rows:list, # As `heard` gives
+    attribute:str='style', # or 'family'
+) -> tuple: # (share, low, high): Wilson 95 %
+    "How often the probe heard what was asked for"
+    from soundlm.metrics import wilson
+    return wilson(sum(r[attribute]==r[f'{attribute}_heard'] for r in rows), len(rows))
+
+def generation_report(
+    model:MusicA, # With its parts
+    probe, # `hub.load('probe-music')`
+    n:int=128, # Prompts
+    seconds:float=6., # Each
+    batch:int=16, # Made together
+) -> dict: # rows of the table, and every clip
+    "Style and family accuracy of generated, real and codec-reconstructed clips; faults; determinism"
+    from soundlm.core import track
+    clips = named_clips(n); made = []
+    for i in track(range(0, n, batch), 'making music'): made += list(model.music([c.caption for c in clips[i:i+batch]], seconds, seed=i))
+    real = [c.wav() for c in clips]
+    kinds = dict(generated=made, real=real, codec=[model.codec.decode(model.codec.encode(w[None]))[0] for w in real])
+    rows = {k: model.heard(v, clips, probe) for k,v in kinds.items()}
+    table = []
+    for k,r in rows.items():
+        named = [o for o in r if o['names_instrument']]
+        (s,sl,sh), (f,fl,fh) = share(r), share(named, 'family')
+        table.append(dict(what=k, n=n, style=s, style_low=sl, style_high=sh, n_family=len(named), family=f, family_low=fl, family_high=fh))
+    again, other = (model.music([clips[0].caption], 1., seed=i)[0] for i in (0, 1)); same = model.music([clips[0].caption], 1., seed=0)[0]
+    faults = {k: sum(bool(o[k]) and o[k]>(.5 if k=='silent' else .001) for o in rows['generated']) for k in ('silent','clipped','nan')}
+    return dict(table=table, faults=faults, same_seed_identical=bool(torch.equal(again, same)), seeds_differ=not torch.equal(again, other), clips=rows['generated'])
+
+# %% ../../nbs/12_music.baseline.ipynb #f630f195
+def as_gpt2(
+    model:MusicA, # In the flat layout
+): # A `transformers.GPT2LMHeadModel` with the same weights; its vocabulary is the rows of `emb`
+    "The same model in transformers, as a reference"
+    from transformers import GPT2Config, GPT2LMHeadModel
+    from soundlm.nn import gpt2_state_dict
+    c, (v,d) = model.config, model.emb.weight.shape
+    m = GPT2LMHeadModel(GPT2Config(vocab_size=v, n_positions=model.context, n_embd=d, n_layer=c.n_layers, n_head=c.n_heads, bos_token_id=None, eos_token_id=None)).eval()
+    m.transformer.load_state_dict(gpt2_state_dict(model.trunk.state_dict()) | {'wte.weight': model.emb.weight, 'wpe.weight': model.pos.weight}, strict=False)
+    return m
+
+@torch.inference_mode()
+def gpt2_music(
+    gpt2, # As `as_gpt2` makes
+    model:MusicA, # Whose text prefix and slots it shares
+    prompt:str, # Caption
+    t:int, # Frames
+    **kw, # For `generate`: do_sample, top_k, temperature
+) -> Tensor: # (1,k,t) codes
+    "Music through transformers' `generate`"
+    cond, mask = model.encoder.encode([prompt])
+    x = torch.cat([model.prefix(cond, mask, 1), model.embed(model.start())], 1)
+    n, k = model.config.codebook_size, model.config.codebooks
+    def legal(ids, scores):
+        slot = ids.shape[1]%k; out = torch.full_like(scores, -torch.inf)
+        out[:,slot*(n+1):slot*(n+1)+n] = scores[:,slot*(n+1):slot*(n+1)+n]
+        return out
+    rows = gpt2.generate(inputs_embeds=x, attention_mask=torch.ones(x.shape[:2]), max_new_tokens=t*k, logits_processor=[legal], pad_token_id=0, **kw)
+    return (rows%(n+1)).view(1, t, k).transpose(1, 2)
+
+# %% ../../nbs/12_music.baseline.ipynb #d63a831d
+@torch.inference_mode()
+def uncached_seconds(
+    model:MusicA, # In the flat layout
+    frames:int, # Of music
+    every:int=40, # Measure one in so many positions, count it for all of them
+) -> float: # Seconds that decoding would take
+    "What writing would cost if every step read the whole sequence anew"
+    codes, total = torch.zeros(1, model.config.codebooks, frames, dtype=torch.long), 0.
+    for p in range(every//2, frames*model.config.codebooks, every):
+        part = codes[...,:p//model.config.codebooks+1]; t = time.perf_counter()
+        model.logits(model.hidden(part)[:,-1:]); total += (time.perf_counter()-t)*every
+    return total
+
+def speed_report(
+    model:MusicA, # With its parts, in the flat layout
+    seconds:float=5., # Of music
+    repeats:int=3, # The fastest counts: the machine is noisy
+) -> dict: # Seconds of each way, and their ratios
+    "Real time, cached against uncached, ours against transformers, all in one run"
+    frames, prompt = model.frames(seconds), fixed_prompts[0]
+    def best(f):
+        res = []
+        for _ in range(repeats): t = time.perf_counter(); f(); res.append(time.perf_counter()-t)
+        return min(res)
+    gpt2, draw = as_gpt2(model), dict(do_sample=True, top_k=100, temperature=.9)
+    whole = best(lambda: model.music([prompt], seconds))
+    cond, mask = model.encoder.encode([prompt])
+    ours = best(lambda: generate(model, model.layout, frames, cond, mask, Sampler(temperature=.9, top_k=100), seeds=0))
+    theirs = best(lambda: gpt2_music(gpt2, model, prompt, frames, **draw))
+    slow = uncached_seconds(model, frames)
+    return dict(seconds=seconds, threads=torch.get_num_threads(), text_to_wave=whole, realtime_factor=seconds/whole, decode=ours, uncached=slow,
+        cache_ratio=slow/ours, transformers=theirs, transformers_ratio=theirs/ours)
