@@ -3,7 +3,7 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEPS := setup.py settings.ini constraints.txt
-PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(CI),-q) -c constraints.txt
 DEMO ?= reports/demo
 export PYTHONUTF8 := 1
 # a check is many small processes, so one thread each; what a user runs takes all cores
