@@ -249,7 +249,7 @@ def plain(
     d = directives(source)
     return not (d.keys() & set(skip) or d.get('eval')=='false' or 'nbdev_export'+'(' in source)
 
-# %% ../nbs/90_build.ipynb #71f96e16
+# %% ../nbs/90_build.ipynb #3b8a6c37
 def run_notebook(
     path:Path, # Executed in place
     timeout:int=1200, # Seconds a cell may take
@@ -259,7 +259,8 @@ def run_notebook(
     from nbclient import NotebookClient
     path,start = Path(path).resolve(), time.time()
     nb = nbformat.read(path, 4)
-    client = NotebookClient(nb, timeout=timeout, kernel_name='python3', resources=dict(metadata=dict(path=str(path.parent))))
+    quiet,where = ['--IPKernelApp.log_level=40'], dict(metadata=dict(path=str(path.parent)))
+    client = NotebookClient(nb, timeout=timeout, kernel_name='python3', extra_arguments=quiet, resources=where)
     try:
         with client.setup_kernel():
             for i,c in enumerate(nb.cells):
@@ -277,14 +278,14 @@ def clean(
     from nbdev.clean import nbdev_clean
     nbdev_clean.__wrapped__(fname=str(path))
 
-# %% ../nbs/90_build.ipynb #d3f480ab
+# %% ../nbs/90_build.ipynb #61f78eba
 @call_parse
 def execute(
     paths:Path, # Notebooks to run in place
 ):
     "Run the plain cells of notebooks, save their outputs and clean"
     os.environ.setdefault('HF_HUB_OFFLINE', '1')
-    for p in ([paths] if isinstance(paths, (str,Path)) else paths): print(f'{p}: {run_notebook(p):.1f} s')
+    for p in ([paths] if isinstance(paths, (str,Path)) else paths): print(f'{Path(p).name}: {run_notebook(p):.0f} s')
 
 # %% ../nbs/90_build.ipynb #6a81c734
 def rebuild() -> None:
