@@ -416,17 +416,20 @@ def resume(self:CodecTrainer,
         self.critic_opt.load_state_dict(state['critic_opt'])
     return True
 
-# %% ../nbs/09_codec_train.ipynb #ebd5797c
+# %% ../nbs/09_codec_train.ipynb #54717839
 @patch
 def codebooks(self:CodecTrainer,
     batches:Iterable, # of (b,1,n) audio
     iters:int=12, # Lloyd's steps
+    name:str='codebooks', # of this step in the checkpoint
 ):
     "The step between: codebooks for the encoder as it is now; done once, then in the checkpoint"
-    if 'codebooks' in self.restore().get('done', {}): return
+    if name in self.restore().get('done', {}): return
+    t = time.time()
     self.model.eval()
     self.levels = fit_codebooks(self.model, (x.to(self.device) for x in batches), iters, self.crops.seed)
-    self.done['codebooks'], self.phase = 0, 'codebooks'
+    self.done[name], self.phase = 0, name
+    self.seconds += time.time() - t
     self.save()
 
 # %% ../nbs/09_codec_train.ipynb #a4682874
