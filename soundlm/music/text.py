@@ -93,9 +93,9 @@ def encode(self:TextEncoder,
     hidden = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
     return hidden.float()*mask[...,None], mask
 
-# %% ../../nbs/11_music.text.ipynb #deddec46
+# %% ../../nbs/11_music.text.ipynb #1e689dd3
 def encoder_weights(
-    state:dict[str,Tensor], # As published: `shared`, `encoder.*`, perhaps `decoder.*`
+    state:dict[str,Tensor], # As published: `shared` (vocabulary,d), `encoder.*`, perhaps `decoder.*`
     need:set[str], # Names that the encoder has
 ) -> dict[str,Tensor]: # float32, for `T5EncoderModel.load_state_dict`
     "The encoder's half of a T5. Raises `HubError` for weights that do not fit"
@@ -189,11 +189,11 @@ def add(self:FeatureCache,
         self._open(path)
     return len(res)
 
-# %% ../../nbs/11_music.text.ipynb #25add355
+# %% ../../nbs/11_music.text.ipynb #0b9ed01b
 @patch
 def encode(self:FeatureCache,
     captions:list[str], # `b` captions
-) -> tuple[Tensor,Tensor]: # As `TextEncoder.encode`, rounded to fp16
+) -> tuple[Tensor,Tensor]: # (b,n,d) features as `TextEncoder.encode` gives, rounded to fp16; (b,n) bool
     "Features from disk where they are there, else computed and kept"
     new = self.add(check_captions(captions))
     self.misses += new; self.hits += len(captions)-new
@@ -477,7 +477,7 @@ class TextTrainer:
         self.plan = torch.optim.lr_scheduler.OneCycleLR(self.opt, lr, total_steps=steps, pct_start=.05, cycle_momentum=False)
         self.history = []
 
-# %% ../../nbs/11_music.text.ipynb #8df5942e
+# %% ../../nbs/11_music.text.ipynb #914ca967
 @patch
 def features(self:TextTrainer,
     ids:Tensor, # (b,n) token ids
@@ -491,7 +491,7 @@ def features(self:TextTrainer,
 @patch
 def composed_loss(self:TextTrainer,
     step:int, # Names the clips
-) -> dict[str,Tensor]: # `said` and `paraphrase`, in nats
+) -> dict[str,Tensor]: # `said` and `paraphrase`, each a scalar in nats
     "Heads and attraction on captions of the grammar"
     g = core.rng('text', self.seed, step)
     a,b,y = paraphrases(self.batch, 'train', start=step*self.batch, seed=self.seed)
@@ -502,11 +502,11 @@ def composed_loss(self:TextTrainer,
     same = (rows[:,None]==rows).all(-1)
     return dict(said=self.heads(x, y), paraphrase=info_nce(*x.chunk(2), same))
 
-# %% ../../nbs/11_music.text.ipynb #d88d245a
+# %% ../../nbs/11_music.text.ipynb #3c291337
 @patch
 def real_loss(self:TextTrainer,
     step:int, # Names the pairs
-) -> dict[str,Tensor]: # `aspects` and `hidden`, in nats
+) -> dict[str,Tensor]: # `aspects` and `hidden`, each a scalar in nats
     "Attraction of a real caption to its aspects, and hidden words, on captions by musicians"
     g = core.rng('real', self.seed, step)
     picks = [self.pairs[i] for i in g.choice(len(self.pairs), min(self.batch//2, len(self.pairs)), replace=False)]
