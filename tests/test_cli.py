@@ -141,7 +141,7 @@ def test_train_music(here, monkeypatch):
     m = hub.load('./run/music-a')
     assert m.config.layout=='delay' and m.codec.name=='mel_32khz'
     card = (here/'run'/'music-a'/'README.md').read_text()
-    for word in ('steps','wall time','hardware','commit','validation loss'): assert word in card
+    for word in ('steps','training_time','hardware','commit','validation_loss'): assert word in card
     assert run('train', 'music-a', '--tokens', 'tok', '--steps', '2', '-o', 'run')[0]==2, 'a run is not overwritten'
 
 # --- reports
