@@ -784,7 +784,7 @@ def write_csv(
     "Rows as a table"
     import csv
     with open(path, 'w', newline='', encoding='utf-8') as f:
-        w = csv.DictWriter(f, list(rows[0]))
+        w = csv.DictWriter(f, list(rows[0]), lineterminator='\n')
         w.writeheader(), w.writerows(rows)
 
 # %% ../nbs/80_cli.ipynb #f6262110
