@@ -84,12 +84,16 @@ class Flat(Slots):
         K:int, # Entries of one codebook
     ): super().__init__(k, K, [i*K for i in range(k)])
 
-    def _place(self, codes): return self._join(codes.transpose(1,2))
+    def place(self,
+        codes, # Codes as `build` takes them; -1 for what is not known
+    ) -> Tensor: # (b,s,L) ids, -1 where unknown
+        "`build` without its checks"
+        return self._join(codes.transpose(1,2))
     def build(self,
         codes:Tensor, # (b,k,t) codec tokens
     ) -> Tensor: # (b,1,k·t) ids
         "Interleave the codebooks; codebook `i` owns the ids `i·K … i·K+K-1`"
-        return self._place(check_codes(codes, self.k, self.K))
+        return self.place(check_codes(codes, self.k, self.K))
     def revert(self,
         seq:Tensor, # (b,1,k·t) ids
     ) -> Tensor: # (b,k,t) codec tokens
@@ -110,7 +114,10 @@ class Delay(Layout):
     ) -> int: # Positions in the sequence
         "Positions that `t` frames take"
         return t+self.k-1
-    def _place(self, codes):
+    def place(self,
+        codes, # Codes as `build` takes them; -1 for what is not known
+    ) -> Tensor: # (b,s,L) ids, -1 where unknown
+        "`build` without its checks"
         res = codes.new_full((codes.shape[0], self.k, self.length(codes.shape[2])), self.pad)
         for i in range(self.k): res[:,i,i:i+codes.shape[2]] = codes[:,i]
         return res
@@ -118,7 +125,7 @@ class Delay(Layout):
         codes:Tensor, # (b,k,t) codec tokens
     ) -> Tensor: # (b,k,t+k-1) ids
         "Slide codebook `i` right by `i` steps; `pad` fills the holes"
-        return self._place(check_codes(codes, self.k, self.K))
+        return self.place(check_codes(codes, self.k, self.K))
 
 # %% ../nbs/04_layout.ipynb #127161c2
 def undelay(
@@ -137,7 +144,7 @@ def revert(self:Delay,
     if seq.ndim!=3 or seq.shape[1]!=self.k or seq.shape[2]<self.k:
         raise TokenError(f"Got a sequence of shape {tuple(seq.shape)}, expected (batch, {self.k}, at least {self.k})")
     codes = check_codes(undelay(seq), self.k, self.K)
-    if not torch.equal(self._place(codes), seq): raise TokenError(f"The holes of a delayed sequence must hold {self.pad}")
+    if not torch.equal(self.place(codes), seq): raise TokenError(f"The holes of a delayed sequence must hold {self.pad}")
     return codes
 
 # %% ../nbs/04_layout.ipynb #415d9776
@@ -165,7 +172,10 @@ class Frame(Slots):
 
     @property
     def config(self): return super().config | dict(offset=self.offset)
-    def _place(self, codes):
+    def place(self,
+        codes, # Codes as `build` takes them; -1 for what is not known
+    ) -> Tensor: # (b,s,L) ids, -1 where unknown
+        "`build` without its checks"
         fs = [c.unflatten(1,(-1,2**i)) for i,c in enumerate(codes)]
         return self._join(torch.stack([fs[c][...,i] for c,i in self.order], dim=-1))
 
@@ -180,7 +190,7 @@ def build(self:Frame,
     if got!=[(b,t*2**i) for i in range(self.k)]:
         raise TokenError(f"Got codes of shapes {got}, expected {self.k} of (batch, frames·2^i)")
     for c in codes: check_codes(c[:,None], 1, self.K)
-    return self._place(codes)
+    return self.place(codes)
 
 # %% ../nbs/04_layout.ipynb #7cc560a8
 @patch
@@ -212,12 +222,12 @@ def template(self:Layout,
     if prompt is None:
         rate = lambda i: 2**i if frames else 1
         rows = [torch.full((1,t*rate(i)), -1) for i in range(self.k)]
-        return self._place(rows if frames else torch.stack(rows, 1))[0]
+        return self.place(rows if frames else torch.stack(rows, 1))[0]
     self.build(prompt)  # checks it
     known = prompt[0].shape[1] if frames else prompt.shape[2]
     if known>t: raise SoundlmError(f"Got a prompt of {known} frames for a sequence of {t}")
     fill = lambda c: F.pad(c, (0, c.shape[-1]//known*(t-known)), value=-1)
-    return self._place([fill(c) for c in prompt] if frames else fill(prompt))
+    return self.place([fill(c) for c in prompt] if frames else fill(prompt))
 
 # %% ../nbs/04_layout.ipynb #063ac296
 def layout(

@@ -8,7 +8,7 @@ __all__ = ['tiers', 'fixed_prompts', 'short_stage', 'MusicAConfig', 'music_a_tin
            'train_music_a', 'music_a_card', 'nll_report', 'named_clips', 'share', 'generation_report', 'as_gpt2',
            'gpt2_music', 'uncached_seconds', 'speed_report']
 
-# %% ../../nbs/12_music.baseline.ipynb #6a5e64d1
+# %% ../../nbs/12_music.baseline.ipynb #990e65ca
 import math
 import time
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 from .. import hub
-from ..core import HubError, SoundlmError, cache_dir, has_fast_bf16_cpu, rng
+from ..core import HubError, SoundlmError, cache_dir, get_device, has_fast_bf16_cpu, rng
 from ..layout import layout
 from ..nn import GPT2Block, KVCache, LayerNorm, Stack
 from ..sample import Sampler, generate
@@ -148,7 +148,7 @@ def prefix(self:MusicA,
     if mask is not None: x = torch.where(mask[:,:n,None], x, self.empty.to(x.dtype))
     return torch.cat([x, out[:,x.shape[1]:].to(x.dtype)], 1)
 
-# %% ../../nbs/12_music.baseline.ipynb #ad90ef7a
+# %% ../../nbs/12_music.baseline.ipynb #17e82c17
 @patch
 def logits(self:MusicA,
     h:Tensor, # (b,m,d) hidden states
@@ -165,21 +165,21 @@ def hidden(self:MusicA,
     at:int=0, # Frame at which these codes begin in their clip
 ) -> Tensor: # (b,L,d) the states that predict each stream position
     "The whole sequence at once, for training"
-    ids = self.rows._place(codes)
+    ids = self.rows.place(codes)
     ids = torch.cat([self.start().expand(len(ids),-1,-1), ids[...,:-1]], -1)
     x = torch.cat([self.prefix(cond, mask, len(codes)), self.embed(ids)], 1)
     n = self.config.text_len; p = n+at*self.layout.period
     pos = torch.cat([self.pos.weight[:n], self.pos.weight[p:p+ids.shape[-1]]])
     return self.trunk(self.drop(x + pos))[:,n:]
 
-# %% ../../nbs/12_music.baseline.ipynb #d0c8563a
+# %% ../../nbs/12_music.baseline.ipynb #99177d07
 @patch
 def targets(self:MusicA,
     codes:Tensor, # (b,k,t) codes; 2048 where a clip has ended
 ) -> Tensor: # (b,s,L) codes local to their codebook, -100 where nothing is to be learnt
     "What each stream position should predict; pads and holes are ignored by cross-entropy"
     k = self.config.codebook_size
-    y = codes.transpose(1,2).flatten(1)[:,None] if self.layout.streams==1 else self.layout._place(codes)
+    y = codes.transpose(1,2).flatten(1)[:,None] if self.layout.streams==1 else self.layout.place(codes)
     return y.masked_fill(y==k, -100)
 
 @patch
@@ -401,7 +401,7 @@ def build_music_a(
     m.init_codes(codec); m.parts = dict(codec=codec, encoder=encoder)
     return m
 
-# %% ../../nbs/12_music.baseline.ipynb #0639816a
+# %% ../../nbs/12_music.baseline.ipynb #ee81523c
 short_stage = dict(tiny=dict(frames=100, steps=2000, batch_size=8, lr=3e-3, val_every=500, val_batches=8))
 
 def train_music_a(
@@ -418,7 +418,8 @@ def train_music_a(
     "The whole recipe: tokens, short crops, whole clips, best weights"
     from soundlm.tokens import TokenStore
     from soundlm.train import SampleAudio, best_weights, fit
-    codec, encoder, config = hub.load(codec), hub.load(encoder), recipe(tier, **kw)
+    config = recipe(tier, **kw)
+    codec, encoder = (hub.load(o, get_device(config.device)) for o in (codec, encoder))
     m = build_music_a(tier, codec, encoder, layout, config.seed)
     tokens = Path(tokens) if tokens else make_tokens(codec)
     train, valid = (TokenStore.load(tokens/s, codec).split(s) for s in ('train','valid'))
