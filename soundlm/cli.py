@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Annotated
 import typer
 from fastcore.docments import docments
-from .core import SoundlmError, SoundlmWarning, atomic, cache_dir, data_dir, near, track, write_error, zoo_dir
+from .core import Interrupted, SoundlmError, SoundlmWarning, atomic, cache_dir, data_dir, near, track, write_error, zoo_dir
 
 # %% ../nbs/80_cli.ipynb #d2f369e4
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -63,7 +63,7 @@ def exit_code(
     err:BaseException, # What ended a command
 ) -> int|None: # None for a bug
     "130 for Ctrl-C, 2 for what a user can put right"
-    if isinstance(err, KeyboardInterrupt) or isinstance(err, SoundlmError) and str(err).startswith('Training was stopped'): return 130
+    if isinstance(err, (KeyboardInterrupt, Interrupted)): return 130
     if isinstance(err, OSError) and err.errno in _disk: return 2
     return 2 if isinstance(err, SoundlmError) or 'PytorchStreamWriter' in str(err) else None
 

@@ -24,7 +24,7 @@ from fastcore.basics import patch
 import lightning as L
 from lightning.pytorch.loggers import CSVLogger
 
-from .core import SoundlmError, get_device, near, precision, rng, seed_everything
+from .core import Interrupted, SoundlmError, get_device, near, precision, rng, seed_everything
 
 # %% ../nbs/07_train.ipynb #23b18c6c
 @dataclass(frozen=True)
@@ -656,7 +656,7 @@ def save_if_asked(self:LitLM):
 @patch
 def stop_if_saved(self:LitLM):
     "At the beginning of the next one, when the row of the log is written: stop. Raises `SoundlmError`"
-    if self.stopping: raise SoundlmError(f"Training was stopped by Ctrl-C after {self.trainer.global_step} steps, and its state kept in {self.stop_file}. "
+    if self.stopping: raise Interrupted(f"Training was stopped by Ctrl-C after {self.trainer.global_step} steps, and its state kept in {self.stop_file}. "
                                          "Go on with resume='auto' (--resume)")
 
 # %% ../nbs/07_train.ipynb #dc3a7ede
@@ -667,7 +667,7 @@ def stop_on_interrupt(
 ):
     "Inside, the first Ctrl-C finishes the step, keeps a checkpoint and stops; a second one stops at once"
     def ask(*args):
-        if lit.stop_file: raise SoundlmError(f"Training was stopped at once. Go on from the checkpoint before with resume='auto' (--resume): {last}")
+        if lit.stop_file: raise Interrupted(f"Training was stopped at once. Go on from the checkpoint before with resume='auto' (--resume): {last}")
         lit.stop_file = Path(last)
         if os.environ.get('SOUNDLM_QUIET') != '1': print('\nStopping after this step, with a checkpoint; Ctrl-C again stops at once', file=sys.stderr)
     main = threading.current_thread() is threading.main_thread()

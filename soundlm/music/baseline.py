@@ -401,7 +401,7 @@ def build_music_a(
     m.init_codes(codec); m.parts = dict(codec=codec, encoder=encoder)
     return m
 
-# %% ../../nbs/12_music.baseline.ipynb #ee81523c
+# %% ../../nbs/12_music.baseline.ipynb #92625b41
 short_stage = dict(tiny=dict(frames=100, steps=2000, batch_size=8, lr=3e-3, val_every=500, val_batches=8))
 
 def train_music_a(
@@ -417,7 +417,7 @@ def train_music_a(
 ) -> tuple: # (model with the best weights, the TrainResult of each stage)
     "The whole recipe: tokens, short crops, whole clips, best weights"
     from soundlm.tokens import TokenStore
-    from soundlm.train import SampleAudio, best_weights, fit
+    from soundlm.train import SampleAudio, best_weights, fit, fit_batch_size
     config = recipe(tier, **kw)
     codec, encoder = (hub.load(o, get_device(config.device)) for o in (codec, encoder))
     m = build_music_a(tier, codec, encoder, layout, config.seed)
@@ -425,6 +425,7 @@ def train_music_a(
     train, valid = (TokenStore.load(tokens/s, codec).split(s) for s in ('train','valid'))
     data = lambda n: (MusicData(train, encoder, n, m.config.max_frames, .1, True), MusicData(valid, encoder, n, m.config.max_frames))
     frames, runs, go = min(m.config.max_frames, *(s.frames(i) for s in (train,valid) for i in range(len(s)))), [], 'auto' if resume else None
+    if tier!='tiny' and 'batch_size' not in kw and get_device(config.device).type=='cuda': config = fit_batch_size(m, data(frames)[0], config)
     if short := short_stage.get(tier, {}) if short is None else short:
         first = replace(config, **{k:v for k,v in short.items() if k!='frames'})
         runs.append(fit(m, *data(min(frames, short['frames'])), first, Path(out)/'short', go))
