@@ -157,9 +157,9 @@ def prefill(self:Decoder,
     "Read the condition and the prompt, choose the first ids. Raises SoundlmError for a broken model"
     b,_,L = self.seq.shape
     if self.rows==2:
+        if cond_mask is None: cond_mask = torch.ones(cond.shape[:2], dtype=torch.bool, device=cond.device)
         null,null_mask = self.lm.null_cond(cond, cond_mask)
-        cond = torch.cat([cond,null])
-        cond_mask = None if cond_mask is None else torch.cat([cond_mask,null_mask])
+        cond,cond_mask = torch.cat([cond,null]),torch.cat([cond_mask,null_mask])
     self.cache = self.lm.new_cache(b*self.rows, prefix_slots(self.lm,cond)+1+L)
     self.pos.fill_(p-1)
     logits = self.lm.prefill(self.seq[...,:p].repeat(self.rows,1,1), cond, cond_mask, self.cache)
