@@ -9,7 +9,7 @@ ini.read(here/'settings.ini', encoding='utf-8')
 cfg = ini['DEFAULT']
 
 # Lower bounds only, except where a newer release is known to break; the versions that were tested together stand in constraints.txt
-core = '''torch>=2.9  numpy>=1.26  transformers>=4.57  tokenizers>=0.22  datasets>=4  huggingface_hub>=0.34  safetensors>=0.5
+core = '''torch>=2.9  fastcore>=1.8,<1.15 numpy>=1.26  transformers>=4.57  tokenizers>=0.22  datasets>=4  huggingface_hub>=0.34  safetensors>=0.5
     snac>=1.2  soundfile>=0.12.1  soxr>=0.5  librosa>=0.10.2  lightning>=2.5  symusic>=0.5.8,<0.6  pretty_midi>=0.2.10
     typer>=0.15  rich>=13  matplotlib>=3.8'''.split()
 extras = dict(

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['tiers', 'fixed_prompts', 'short_stage', 'MusicAConfig', 'music_a_tiny', 'music_a_t4', 'music_a_full', 'sinusoids',
-           'MusicA', 'entries', 'threads', 'MusicData', 'recipe', 'make_tokens', 'sample_prompts', 'build_music_a',
-           'train_music_a', 'music_a_card', 'nll_report', 'named_clips', 'share', 'generation_report', 'as_gpt2',
-           'gpt2_music', 'uncached_seconds', 'speed_report']
+           'MusicA', 'entries', 'threads', 'MusicData', 'recipe', 'make_tokens', 'read_tokens', 'sample_prompts',
+           'build_music_a', 'train_music_a', 'music_a_card', 'nll_report', 'named_clips', 'share', 'generation_report',
+           'as_gpt2', 'gpt2_music', 'uncached_seconds', 'speed_report']
 
 # %% ../../nbs/12_music.baseline.ipynb #27f8e33b
 import math
@@ -317,7 +317,7 @@ def from_folder(cls:MusicA,
     except RuntimeError as e: raise HubError(f"The weights in {folder} do not fit its config.json: fetch the folder again") from e
     return m.eval()
 
-# %% ../../nbs/12_music.baseline.ipynb #42a77507
+# %% ../../nbs/12_music.baseline.ipynb #a62fca6d
 class MusicData:
     "Batches of codes and text features for a music model"
     def __init__(self,
@@ -347,11 +347,13 @@ class MusicData:
         "Crops, captions and their features; crops begin at one frame `at` for the whole batch, so that positions stay true"
         n = max(self.frames, min(self.span, *(self.store.frames(i) for i in indices)))
         at = int(g.integers(n-self.frames+1)); codes = self.store.stack(indices, n, g)[...,at:at+self.frames]
-        text, mask = self.encoder.encode([self.caption(int(i), g) for i in indices])
+        said = [self.caption(int(i), g) for i in indices]
+        text, mask = self.encoder.encode([o or 'music' for o in said])
+        mask = mask & torch.tensor([bool(o) for o in said])[:,None].to(mask.device) # A recording without a caption is music without words
         if self.drop: mask = mask & torch.from_numpy(g.random(len(mask))>=self.drop)[:,None].to(mask.device)
         return dict(codes=codes, at=at, text=text, text_mask=mask)
 
-# %% ../../nbs/12_music.baseline.ipynb #e7bc52dd
+# %% ../../nbs/12_music.baseline.ipynb #7c13db51
 def recipe(
     tier:str='tiny', # tiny, t4 or full
     **kw, # Any field of `TrainConfig`
@@ -378,6 +380,21 @@ def make_tokens(
     for split,n in (('train',clips), ('valid',valid)): tokenize(SynthCaps(split), codec, out/split, clips=n)
     return out
 
+def read_tokens(
+    tokens:Path, # A token store, or a folder with two, `train` and `valid`
+    codec, # Loaded; the one that wrote them
+) -> tuple: # (train, valid), each a `TokenStore`
+    "Tokens to train on; of a store without both splits every tenth row is held out. Raises TokenError"
+    import numpy as np
+    from soundlm.tokens import TokenStore
+    tokens = Path(tokens)
+    if not (tokens/'store.json').exists(): return tuple(TokenStore.load(tokens/s, codec).split(s) for s in ('train','valid'))
+    st = TokenStore.load(tokens, codec)
+    if {'train','valid'} <= set(st.splits): return st.split('train'), st.split('valid')
+    if len(st)<2: raise SoundlmError(f"Got {len(st)} sections in {tokens}, expected at least two: one to train on and one to validate with")
+    held = np.arange(len(st))%10==0
+    return tuple(TokenStore(st.facts, st.columns, st.values, st.books, st.ends, st.rows[o]) for o in (~held, held))
+
 # %% ../../nbs/12_music.baseline.ipynb #6f3eda09
 def sample_prompts(
     prompts=fixed_prompts, # Captions
@@ -403,7 +420,7 @@ def build_music_a(
     m.init_codes(codec); m.parts = dict(codec=codec, encoder=encoder)
     return m
 
-# %% ../../nbs/12_music.baseline.ipynb #e68bb149
+# %% ../../nbs/12_music.baseline.ipynb #a685eea1
 short_stage = dict(tiny=dict(frames=100, steps=2000, batch_size=8, lr=3e-3, val_every=500, val_batches=8))
 
 def train_music_a(
@@ -418,13 +435,12 @@ def train_music_a(
     **kw, # Any field of `TrainConfig`, for the second stage
 ) -> tuple: # (model with the best weights, the TrainResult of each stage)
     "The whole recipe: tokens, short crops, whole clips, best weights"
-    from soundlm.tokens import TokenStore
     from soundlm.train import SampleAudio, best_weights, fit, fit_batch_size
     config = recipe(tier, **kw)
     codec, encoder = (hub.load(o, get_device(config.device)) for o in (codec, encoder))
     m = build_music_a(tier, codec, encoder, layout, config.seed)
     tokens = Path(tokens) if tokens else make_tokens(codec)
-    train, valid = (TokenStore.load(tokens/s, codec).split(s) for s in ('train','valid'))
+    train, valid = read_tokens(tokens, codec)
     data = lambda n: (MusicData(train, encoder, n, m.config.max_frames, .1, True), MusicData(valid, encoder, n, m.config.max_frames))
     frames, runs, go = min(m.config.max_frames, *(s.frames(i) for s in (train,valid) for i in range(len(s)))), [], 'auto' if resume else None
     if tier!='tiny' and 'batch_size' not in kw and get_device(config.device).type=='cuda': config = fit_batch_size(m, data(frames)[0], config)
