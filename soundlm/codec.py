@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['headroom', 'Codec', 'mel_filters', 'stft', 'overlap_add', 'istft', 'griffin_lim', 'nearest', 'kmeans', 'check_wav',
-           'check_codes', 'ConvNeXt', 'Refiner', 'MelCodec', 'load_exactly', 'check_encodec', 'fp32_device', 'EnCodec',
-           'Snac']
+           'check_codes', 'ConvNeXt', 'Refiner', 'MelCodec', 'load_exactly', 'construct', 'check_mel', 'check_encodec',
+           'fp32_device', 'EnCodec', 'Snac']
 
 # %% ../nbs/03_codec.ipynb #c6dbb393
 import math, warnings
@@ -222,7 +222,7 @@ def frames(self:MelCodec,
 ) -> Tensor: # (b,t,m) log-mel frames; t is a multiple of the longest stride
     "What the codec keeps of a sound: the log energy of each mel band, a frame every `hop` samples"
     n = self.hop*max(self.strides)
-    x = F.pad(wav[:, 0], (0, -wav.shape[-1] % n))
+    x = F.pad(wav[:, 0].to(self.mean.device), (0, -wav.shape[-1] % n))
     mag = stft(x, self.window, self.hop).abs()*2/self.window.sum()
     return (mag@self.mel.T + 1e-4).log()
 
@@ -314,7 +314,7 @@ def decode(self:MelCodec,
     codes:Tensor|list, # (b,k,t) codes, or a list of (b,t·r)
 ) -> Tensor: # (b,1,n) audio, `hop` samples a step
     "Codes to audio, the same each time. Raises `TokenError` on codes that are not this codec's"
-    z = self.dequantize(check_codes(codes, self))
+    z = self.dequantize([c.to(self.mean.device) for c in check_codes(codes, self)])
     return self.synthesise(self.refiner(z) if self.refiner else z)[:, None]
 
 # %% ../nbs/03_codec.ipynb #e504886d
@@ -342,6 +342,29 @@ def load_exactly(
         raise HubError(f"weights in {folder} do not fit its config.json: {why}. Fetch the folder again, at the pinned revision") from None
     return model.float().eval()
 
+# %% ../nbs/03_codec.ipynb #5d0c3e71
+def construct(
+    make, # a class of models
+    config:dict, # its arguments, as read from a file
+    folder:str|Path, # where they came from, for the message
+) -> nn.Module: # the model, with random weights
+    "Build what a configuration describes. Raises `HubError` where it describes nothing"
+    try: return make(**config)
+    except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError, AssertionError, MemoryError) as e:
+        raise HubError(f"{folder}/config.json makes no {make.__name__} ({type(e).__name__}: {str(e)[:200]}): fetch or save the folder again") from None
+
+def check_mel(
+    config:dict, # the arguments of a `MelCodec`
+    folder:str|Path, # where they came from, for the message
+):
+    "Raises `HubError` unless all are positive whole numbers, and every stride divides the longest"
+    strides = config['strides']
+    ok = isinstance(strides, (list, tuple)) and len(strides) > 0
+    ok = ok and all(type(v) is int and v > 0 for v in [*strides, *(v for k, v in config.items() if k != 'strides')])
+    if not ok or any(max(strides) % s for s in strides) or config['hop'] > config['n_fft']:
+        raise HubError(f"{folder}/config.json makes no MelCodec: expected positive whole numbers, strides that divide the longest "
+                       f"and a window of at least a hop, got {config}")
+
 # %% ../nbs/03_codec.ipynb #b4d93e0c
 @patch(cls_method=True)
 def from_folder(cls:MelCodec,
@@ -353,10 +376,11 @@ def from_folder(cls:MelCodec,
     config = hub.read_config(folder)
     if missing := [k for k in keys if k not in config]:
         raise HubError(f"{folder}/config.json lacks {missing}: expected the configuration of a MelCodec")
-    codec = load_exactly(MelCodec(**{k: config[k] for k in keys}), hub.read_weights(folder), folder)
+    check_mel({k: config[k] for k in keys}, folder)
+    codec = load_exactly(construct(MelCodec, {k: config[k] for k in keys}, folder), hub.read_weights(folder), folder)
     if (extra := Path(folder)/'refiner').is_dir():
         kw = {k: v for k, v in hub.read_config(extra).items() if k != 'model_type'}
-        codec.refiner = load_exactly(Refiner(**kw), hub.read_weights(extra), extra)
+        codec.refiner = load_exactly(construct(Refiner, kw, extra), hub.read_weights(extra), extra)
     return codec.to(device)
 
 # %% ../nbs/03_codec.ipynb #06b1cb11
@@ -368,6 +392,8 @@ def check_encodec(
                codebooks=config.num_quantizers, entries=config.codebook_size)
     want = dict(rate=32000, strides=(8, 5, 4, 4), channels=1, codebooks=4, entries=2048)
     if got != want: raise HubError(f"expected EnCodec with {want}, got {got}: load facebook/encodec_32khz or encodec_32khz-tiny")
+    if config.use_conv_shortcut:
+        raise HubError('this EnCodec has use_conv_shortcut=True, like an old revision of facebook/encodec_32khz: fetch the current revision')
 
 # %% ../nbs/03_codec.ipynb #75252c09
 def fp32_device(
@@ -461,4 +487,4 @@ def from_folder(cls:Snac,
     known = set(inspect.signature(SNAC).parameters)
     config = {k: v for k, v in hub.read_config(folder).items() if k in known}
     if 'vq_strides' not in config: raise HubError(f"{folder}/config.json has no vq_strides: this is no SNAC")
-    return Snac(load_exactly(SNAC(**config), hub.read_weights(folder), folder)).to(device)
+    return Snac(load_exactly(construct(SNAC, config, folder), hub.read_weights(folder), folder)).to(device)

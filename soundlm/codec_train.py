@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['MelScales', 'spectral_terms', 'spectral_loss', 'held_out', 'recordings', 'Crops', 'Level', 'levels', 'latent',
            'quantize', 'fit_codebooks', 'ema_update', 'STFTDiscriminator', 'Critic', 'critic_loss', 'fooling_loss',
-           'CodecPhase', 'CodecTrainer', 'frame_pairs', 'frame_loss', 'pair_batch', 'fit_refiner', 'usage',
-           'codec_results', 'mel_card', 'fit_mel', 'training_log', 'save_encodec']
+           'CodecPhase', 'CodecTrainer', 'ask_to_stop', 'frame_pairs', 'frame_loss', 'pair_batch', 'fit_refiner',
+           'usage', 'codec_results', 'mel_card', 'fit_mel', 'training_log', 'save_encodec']
 
 # %% ../nbs/09_codec_train.ipynb #8ce6fa72
-import csv, math, time, warnings
+import csv, math, signal, time, warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterable, Iterator
@@ -17,7 +18,7 @@ import torch
 from torch import nn, Tensor
 import torch.nn.functional as F
 from fastcore.basics import patch
-from .core import SoundlmError, TokenError, atomic, require_data, rng, seed_everything, text_sha, torch_rng
+from .core import Interrupted, SoundlmError, TokenError, atomic, require_data, rng, seed_everything, text_sha, torch_rng
 from .audio import load, resample
 from . import hub
 from .codec import EnCodec, Refiner, check_codes, kmeans, mel_filters, nearest
@@ -305,10 +306,10 @@ def forward(self:CodecTrainer,
     quantized:bool, # through the codebooks, or past them
 ) -> tuple: # audio (b,1,n), commitment loss (), (keys, codes) of each level
     "Encoder, codebooks if wanted, decoder"
-    with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.bf16):
-        z = latent(self.model, x).float()
-        q, commit, seen = quantize(self.levels, z) if quantized else (z, z.new_zeros(()), [])
-        return self.model.decoder(q).float()[..., :x.shape[-1]], commit, seen
+    cast = lambda: torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.bf16)
+    with cast(): z = latent(self.model, x).float()
+    q, commit, seen = quantize(self.levels, z) if quantized else (z, z.new_zeros(()), []) # codes are compared in fp32
+    with cast(): return self.model.decoder(q).float()[..., :x.shape[-1]], commit, seen
 
 # %% ../nbs/09_codec_train.ipynb #7e31d39c
 @patch
@@ -432,6 +433,25 @@ def codebooks(self:CodecTrainer,
     self.seconds += time.time() - t
     self.save()
 
+# %% ../nbs/09_codec_train.ipynb #6b1f0a92
+@contextmanager
+def ask_to_stop(
+    last:Path, # the checkpoint, for the message
+): # yields a list that Ctrl-C makes true
+    "Inside, the first Ctrl-C waits for the end of the step, whose state is whole; a second one raises `Interrupted` at once"
+    asked = []
+    def ask(*args):
+        if asked: raise KeyboardInterrupt
+        asked.append(True)
+    try: old = signal.signal(signal.SIGINT, ask)
+    except ValueError: old = None # not the main thread, which Ctrl-C does not reach
+    try: yield asked
+    except KeyboardInterrupt:
+        kept = f'the last checkpoint is {last}' if last.exists() else 'there is no checkpoint yet'
+        raise Interrupted(f'stopped in the middle of a step: {kept}, and the same call goes on from there') from None
+    finally:
+        if old is not None: signal.signal(signal.SIGINT, old)
+
 # %% ../nbs/09_codec_train.ipynb #a4682874
 @patch
 def run(self:CodecTrainer,
@@ -439,18 +459,21 @@ def run(self:CodecTrainer,
     log_every:int=50, # steps between two lines
     save_every:int=500, # steps between two checkpoints
 ) -> dict: # the last mean losses
-    "Train a phase to its end, from the checkpoint if there is one"
+    "Train a phase to its end, from the checkpoint if there is one. Raises `Interrupted` on Ctrl-C, with the state kept"
     if not self.resume(phase): self.start(phase)
     rows, mean, t = [], {}, time.time()
-    while self.done[phase.name] < phase.steps:
-        rows.append(self.step(phase, self.done[phase.name]))
-        self.done[phase.name] += 1
-        i, last = self.done[phase.name], self.done[phase.name] == phase.steps
-        if i % log_every == 0 or last:
-            self.seconds, t, mean = self.seconds + time.time() - t, time.time(), {k: sum(r[k] for r in rows)/len(rows) for k in rows[0]}
-            rows = []
-            self.log(phase, i, mean)
-        if i % save_every == 0 or last: self.save()
+    with ask_to_stop(self.folder/'last.pt') as asked:
+        while self.done[phase.name] < phase.steps:
+            rows.append(self.step(phase, self.done[phase.name]))
+            self.done[phase.name] += 1
+            self.seconds, t = self.seconds + time.time() - t, time.time()
+            i, last = self.done[phase.name], self.done[phase.name] == phase.steps
+            if i % log_every == 0 or last:
+                mean, rows = {k: sum(r[k] for r in rows)/len(rows) for k in rows[0]}, []
+                self.log(phase, i, mean)
+            if i % save_every == 0 or last or asked: self.save()
+            if asked: raise Interrupted(f"stopped by Ctrl-C after {i} of {phase.steps} steps of {phase.name!r}, kept in {self.folder/'last.pt'}: "
+                                        "the same call goes on from there")
     self.model.eval()
     return mean
 
@@ -480,7 +503,7 @@ def frame_pairs(
     pairs = []
     for w in clips:
         z = codec.frames(w[None])
-        pairs.append((codec.dequantize(codec.quantize(z))[0].half(), z[0].half()))
+        pairs.append((codec.dequantize(codec.quantize(z))[0].half().cpu(), z[0].half().cpu()))
     return pairs
 
 # %% ../nbs/09_codec_train.ipynb #b6d99410
@@ -522,8 +545,9 @@ def fit_refiner(
     "Train a refiner in place, then round it to fp16"
     opt, losses = torch.optim.AdamW(refiner.parameters(), lr=lr, betas=(.9, .99), weight_decay=.01), []
     schedule = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps, pct_start=.05)
+    device = next(refiner.parameters()).device
     for i in range(steps):
-        a, b = pair_batch(pairs, i, frames, batch, seed)
+        a, b = (v.to(device) for v in pair_batch(pairs, i, frames, batch, seed))
         loss = frame_loss(refiner(a), b)
         opt.zero_grad()
         loss.backward()
@@ -556,7 +580,7 @@ def codec_results(
     "What a card says of a codec: distance and usage on clips it was not trained on"
     scales = MelScales(codec.sample_rate)
     some = clips[::-(-len(clips)//most)]
-    d = [spectral_loss(codec.decode(codec.encode(w[None])), w[None], scales=scales).item() for w in some]
+    d = [spectral_loss(codec.decode(codec.encode(w[None])).cpu(), w[None].cpu(), scales=scales).item() for w in some]
     rows = [dict(measure='mel distance (`spectral_loss`), mean', value=sum(d)/len(d), clips=len(d))]
     return rows + [dict(measure=f'usage perplexity, codebook {i + 1} of {codec.codebook_size}', value=u, clips=len(clips))
                    for i, u in enumerate(usage(codec, clips))]
@@ -591,7 +615,7 @@ def fit_mel(
     t = time.time()
     codec.fit(clips)
     if steps:
-        refiner = Refiner(codec.mean.numel())
+        refiner = Refiner(codec.mean.numel()).to(codec.mean.device)
         fit_refiner(refiner, frame_pairs(codec, clips), steps)
         bare = codec_results(codec, held)[0]['value']
         codec.refiner = refiner.eval()

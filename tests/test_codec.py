@@ -1,11 +1,11 @@
 """What the notebooks 03 and 09 cannot hold: real widths, properties over shapes, faults in files, resumed training."""
-import json, math
+import json, math, os, signal
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from soundlm import hub
-from soundlm.codec import Codec, EnCodec, MelCodec, Snac, check_codes, check_encodec, istft, stft
-from soundlm.codec_train import CodecPhase, CodecTrainer, Crops, Critic, fit_codebooks, held_out, latent, levels, quantize, spectral_loss
-from soundlm.core import AudioError, HubError, SoundlmError, TokenError
+from soundlm.codec import Codec, EnCodec, MelCodec, Refiner, Snac, check_codes, check_encodec, istft, stft
+from soundlm.codec_train import CodecPhase, CodecTrainer, Crops, Critic, codec_results, fit_codebooks, fit_refiner, frame_pairs, held_out, latent, levels, quantize, spectral_loss
+from soundlm.core import AudioError, HubError, Interrupted, SoundlmError, TokenError
 
 def noise(*shape, seed=0): return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))*.1
 
@@ -108,11 +108,74 @@ def test_broken_folders(tmp_path):
     (tmp_path/'model.safetensors').write_bytes(data)
     with pytest.raises(HubError, match='do not fit'): hub.load(tmp_path)
 
+@pytest.mark.parametrize('kw', [dict(strides='x'), dict(strides='12'), dict(strides=[]), dict(strides=None), dict(strides=[3, 2]), dict(strides=[0]), dict(hop=0),
+                                dict(hop=1.5), dict(hop=1024), dict(n_fft=-1), dict(n_mels='many'), dict(codebook_size=True), dict(codebook_size=10**15)])
+def test_nonsense_in_a_config(tmp_path, kw):
+    codec = MelCodec(16000, 320, 512, 32, (1,), 8)
+    codec.save(tmp_path, 'card')
+    (tmp_path/'config.json').write_text(json.dumps(codec.config | kw))
+    with pytest.raises(HubError, match='makes no MelCodec'): hub.load(tmp_path)
+
+def test_nonsense_in_a_refiner(tmp_path):
+    codec = MelCodec(16000, 320, 512, 32, (1,), 8)
+    codec.refiner = Refiner(32, 8, 8, 1)
+    codec.save(tmp_path, 'card')
+    assert hub.load(tmp_path).refiner is not None
+    for kw in (dict(blocks='x'), dict(dim=-1), dict(colour='red')):
+        (tmp_path/'refiner'/'config.json').write_text(json.dumps(codec.refiner.config | kw))
+        with pytest.raises(HubError, match='makes no Refiner'): hub.load(tmp_path)
+
+class Elsewhere(torch.Tensor):
+    "A tensor on a pretended device: mixed with a plain one it raises, as CUDA does; `.cpu()` brings it back"
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        flat = [a for a in args if isinstance(a, torch.Tensor)]
+        if func is torch.Tensor.cpu: return args[0].as_subclass(torch.Tensor)
+        if any(type(a) is torch.Tensor and a.ndim for a in flat): raise RuntimeError('Expected all tensors to be on the same device')
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+def test_measuring_a_codec_on_another_device():
+    real = hub_codec('mel_32khz')
+    class Far:
+        def __getattr__(self, k): return getattr(real, k)
+        def encode(self, x): return real.encode(x).as_subclass(Elsewhere)
+        def decode(self, codes): return real.decode(codes.cpu()).as_subclass(Elsewhere)
+    clips = [noise(1, 9000, seed=i) for i in range(2)]
+    with pytest.raises(RuntimeError, match='same device'): spectral_loss(Far().decode(Far().encode(clips[0][None])), clips[0][None])
+    assert [r['value'] for r in codec_results(Far(), clips)] == [r['value'] for r in codec_results(real, clips)]
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
+def test_codecs_on_cuda(tmp_path):
+    "Input from the CPU follows the codec; training, measuring and saving do too"
+    from soundlm.codec_train import fit_mel, save_encodec
+    clips = [noise(1, 16000, seed=i) for i in range(3)]
+    fit_mel(MelCodec(32000, 640, 2048, 40, (1, 1), 16).cuda(), clips, clips[:1], tmp_path/'mel', 'noise', steps=3)
+    codec = hub.load(str(tmp_path/'mel')).cuda()
+    assert codec.decode(codec.encode(clips[0][None]).cpu()).device.type == 'cuda'
+    for bf16 in (False, True):
+        t = CodecTrainer(encodec(), Crops(clips, 3200, 2), tmp_path/f'run{bf16}', 32000, 'cuda', bf16, Critic((512, 256), 4))
+        t.run(CodecPhase('autoencoder', 2, warmup=1))
+        t.codebooks([noise(1, 1, 640*200, seed=i) for i in range(11)], iters=1)
+        for name in ('quantized', 'adversarial'): t.run(CodecPhase(name, 2, warmup=1))
+        assert (save_encodec(t, clips[:1], tmp_path/f'twin{bf16}', 'noise')/'README.md').exists()
+
+@pytest.mark.parametrize('make, rate', [(lambda: encodec(), 32000), (lambda: snac(), 24000)])
+def test_bf16_leaves_the_codebooks_in_fp32(tmp_path, make, rate):
+    t = CodecTrainer(make(), Crops([noise(1, 9000)], 4096, 2), tmp_path, rate, bf16=True)
+    got = t.run(CodecPhase('quantized', 2, warmup=1))
+    assert math.isfinite(got['loss']) and all(keys.dtype == torch.float32 for keys, _ in t.seen)
+
+def test_refiner_learns_from_pairs_in_main_memory():
+    codec = MelCodec(16000, 320, 512, 32, (1,), 8).fit([noise(1, 16000)])
+    pairs = frame_pairs(codec, [noise(1, 16000)])
+    assert all(v.device.type == 'cpu' for v in pairs[0]) and len(fit_refiner(Refiner(32, 8, 8, 1), pairs, 3, batch=2)) == 3
+
 def test_another_encodec_is_refused(tmp_path):
     for kw in (dict(sampling_rate=24000), dict(codebook_size=1024, target_bandwidths=[2.0]), dict(upsampling_ratios=[8, 5, 4, 2])):
         encodec(**kw).save_pretrained(tmp_path)
         with pytest.raises(HubError, match='expected EnCodec with'): hub.load(tmp_path)
     encodec(use_conv_shortcut=True).save_pretrained(tmp_path) # as in an old revision on the hub
+    with pytest.raises(HubError, match='fetch the current revision'): hub.load(tmp_path)
     (tmp_path/'config.json').write_text(json.dumps(json.loads((tmp_path/'config.json').read_text()) | dict(use_conv_shortcut=False)))
     with pytest.raises(HubError, match='do not fit'): hub.load(tmp_path)
 
@@ -160,6 +223,28 @@ def test_resumed_training_is_the_same_training(tmp_path):
     rest = trainer(tmp_path/'b')
     rest.run(phase)
     assert all((a == b).all() for a, b in zip(whole.model.state_dict().values(), rest.model.state_dict().values()))
+
+def test_ctrl_c_keeps_the_step(tmp_path):
+    "Training that Ctrl-C stopped goes on to the same weights; a second Ctrl-C does not wait"
+    phase, crops = CodecPhase('quantized', 5, warmup=2), Crops([noise(1, 9000, seed=i) for i in range(3)], 1280, 2)
+    def trainer(folder, times=0):
+        t = CodecTrainer(encodec(), crops, folder, 32000)
+        step = t.step
+        def stepped(ph, i):
+            if i == 2:
+                for _ in range(times): os.kill(os.getpid(), signal.SIGINT)
+            return step(ph, i)
+        if times: t.step = stepped
+        return t
+    before, whole = signal.getsignal(signal.SIGINT), trainer(tmp_path/'a')
+    whole.run(phase)
+    with pytest.raises(Interrupted, match='after 3 of 5 steps'): trainer(tmp_path/'b', 1).run(phase)
+    rest = trainer(tmp_path/'b')
+    rest.run(phase)
+    assert all((a == b).all() for a, b in zip(whole.model.state_dict().values(), rest.model.state_dict().values()))
+    with pytest.raises(Interrupted, match='there is no checkpoint yet'): trainer(tmp_path/'c', 2).run(phase)
+    with pytest.raises(Interrupted, match='the last checkpoint is'): trainer(tmp_path/'c', 2).run(phase, save_every=1)
+    assert signal.getsignal(signal.SIGINT) is before
 
 def test_one_batch_overfits(tmp_path):
     t = torch.arange(8960)/32000
