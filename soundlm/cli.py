@@ -8,9 +8,9 @@ __all__ = ['app', 'public_sets', 'trainers', 'train_flags', 'benches', 'as_optio
            'demo_prompts', 'slug', 'picture', 'write_clip', 'clip_html', 'heard_html', 'demo_page', 'peak_memory',
            'demo', 'undone', 'tokenize', 'PublicSet', 'sets_named', 'ask', 'receive', 'download', 'archived', 'inside',
            'unpack', 'fetch_set', 'data_table', 'data', 'train_music', 'train_text', 'codec_clips', 'train_mel',
-           'train_encodec', 'probe_lesson', 'train_probe_music', 'train_options', 'train_part', 'train', 'codec_report',
-           'intervals', 'music_report', 'write_csv', 'speed_report', 'bench', 'versions', 'devices', 'hub_state',
-           'zoo_lines', 'doctor', 'about', 'show_version', 'main']
+           'train_encodec', 'probe_lesson', 'train_probe_music', 'train_options', 'check_numbers', 'train_part',
+           'train', 'codec_report', 'intervals', 'music_report', 'write_csv', 'demo_cost', 'speed_report', 'bench',
+           'versions', 'devices', 'hub_state', 'zoo_lines', 'doctor', 'about', 'show_version', 'main']
 
 # %% ../nbs/80_cli.ipynb #7b0eac6b
 import errno, inspect, io, os, re, sys, time, warnings
@@ -622,22 +622,24 @@ def train_mel(
 def train_encodec(
     out:Path, # Folder of the run
     resume:bool=False, # Go on with the run in `out`
-    steps:int=6200, # Of both phases: four fifths without the codebooks, the rest with them
+    steps:int=6200, # Of both phases: 5,000 without the codebooks and 1,200 with them, or in that proportion
     seed:int=0, # Of start and order
     clips:int=1500, # Of SynthCaps
     batch_size:int=12, # Excerpts in a batch
-    device:str='cpu', # Where it trains
+    device:str='cpu', # auto, cpu, cuda or mps
 ) -> Path: # Where the codec is
     "`encodec_32khz-tiny`, in EnCodec's own format. Raises SoundlmError rather than overwrite a run"
     import torch
     from transformers import EncodecConfig, EncodecModel
     from soundlm.codec_train import CodecPhase, CodecTrainer, Crops, save_encodec
+    from soundlm.core import get_device
+    device = get_device(device)
     if (out/'last.pt').exists() and not resume: raise SoundlmError(f"{out} holds a run already: go on with --resume, or choose another folder")
     torch.manual_seed(seed)
     model = EncodecModel(EncodecConfig(sampling_rate=32_000, target_bandwidths=[2.2], upsampling_ratios=[8,5,4,4], num_filters=12, hidden_size=64,
         codebook_size=2048, use_causal_conv=False, use_conv_shortcut=False, num_lstm_layers=1))
     music, kept = codec_clips(32_000, 'train', clips), codec_clips(32_000, 'valid', max(1, clips//15))
-    t, first = CodecTrainer(model, Crops(music, 8320, batch_size, seed), out, 32_000, device), max(1, steps*4//5)
+    t, first = CodecTrainer(model, Crops(music, 8320, batch_size, seed), out, 32_000, device), max(1, steps*25//31)
     t.run(CodecPhase('autoencoder', first, 1e-3, 100))
     t.codebooks(w[None] for w in music[:400])
     t.run(CodecPhase('quantized', max(1, steps-first), 3e-4, 50))
@@ -657,7 +659,7 @@ def probe_lesson(
 
 def train_probe_music(
     out:Path, # Folder of the run
-    steps:int=3600, # Batches
+    steps:int=3000, # Batches
     seed:int=0, # Of start, order and crops
     clips:int=5000, # Of SynthCaps, two lessons each
 ) -> Path: # Where the probe is
@@ -688,6 +690,16 @@ def train_options(
     from soundlm.train import TrainConfig
     return set(pars) | {o.name for o in fields(TrainConfig)}
 
+def check_numbers(
+    given:dict, # Options of a training
+    refiner:bool=False, # Its steps may be 0
+):
+    "Refuse numbers that cannot be trained with, before any work. Raises SoundlmError"
+    least = dict(steps=0 if refiner else 1, short_steps=0, clips=1, batch_size=1, seed=0)
+    for k in [k for k in least if k in given]:
+        flag,most = '--'+k.replace('_','-'), 2**32-1 if k=='seed' else float('inf')
+        if not least[k]<=given[k]<=most: raise SoundlmError(f"Got {flag} {given[k]}, expected a number {f'from 0 to {most}' if k=='seed' else f'of at least {least[k]}'}")
+
 def train_part(
     name:str, # One of `trainers`
     out:Path, # Folder of the run
@@ -698,6 +710,7 @@ def train_part(
     f = trainers[name]
     takes = train_options(f)-{'out','name','kw','short'}
     if odd := sorted(set(given)-takes): raise SoundlmError(f"{name} takes no --{odd[0].replace('_','-')}, expected one of {', '.join('--'+o.replace('_','-') for o in sorted(takes & train_flags))}")
+    check_numbers(given, f is train_mel)
     return f(out, **given, **({'name':name} if 'name' in inspect.signature(f).parameters else {}))
 
 # %% ../nbs/80_cli.ipynb #c66653e4
@@ -722,7 +735,7 @@ def train(
     logger:str|None=None, # csv, wandb or none
     device:str|None=None, # auto, cpu, cuda or mps
 ):
-    "Train a model or one of its parts; Ctrl-C keeps a checkpoint."
+    "Train a model or one of its parts; Ctrl-C keeps a checkpoint of music-a."
     given = {k:v for k,v in locals().items() if k not in ('name','out') and v is not None and v is not False}
     out = check_out(out or Path('runs')/name, folder=True)
     with undone(out): path = train_part(name, out, given)
@@ -788,16 +801,39 @@ def write_csv(
         w.writeheader(), w.writerows(rows)
 
 # %% ../nbs/80_cli.ipynb #f6262110
+_watch = '''import subprocess, sys, time
+start = time.perf_counter()
+done = subprocess.run([sys.executable, '-c', 'from soundlm.cli import main; main()', *sys.argv[1:]], stdout=subprocess.DEVNULL)
+took = time.perf_counter()-start
+try: import resource; peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss/2**(30 if sys.platform=='darwin' else 20)
+except ImportError: peak = float('nan') # Windows
+print(took, peak)
+sys.exit(done.returncode)'''
+
+def demo_cost(
+    seconds:float=6., # Length of each piece
+) -> list: # Dicts with measure and value
+    "`soundlm demo` in a process of its own, watched by a small one: a child of this process would count our memory as its own. Raises SoundlmError"
+    import subprocess
+    from tempfile import TemporaryDirectory
+    with TemporaryDirectory() as tmp:
+        done = subprocess.run([sys.executable, '-c', _watch, 'demo', '-o', tmp, '--seconds', str(seconds)], capture_output=True, text=True)
+    if done.returncode: raise SoundlmError(f"soundlm demo ended with code {done.returncode}: {done.stderr.strip()[-300:]}")
+    return [dict(measure=k, value=float(v)) for k,v in zip(('wall time, s','peak memory, GiB'), done.stdout.split())]
+
 def speed_report(
     out:Path, # Folder of the reports
     seconds:float=5., # Of music
+    demo:bool=True, # Measure `make demo` too
 ) -> Path: # The Markdown file
-    "How fast Model A writes"
+    "How fast Model A writes, and what `make demo` takes"
     from soundlm import metrics
     from soundlm.music import baseline
     m = music_model('music-a', 'cpu')
     rows = [dict(measure=k, value=v) for k,v in baseline.speed_report(m, seconds).items()]
-    return metrics.write_report(rows, out/'speed', dict(title='Speed', command='soundlm bench speed', n=1, seed=0, model=f'{m.name} ({m.sha})'))
+    meta = dict(title='Speed', command='soundlm bench speed', n=1, seed=0, model=f'{m.name} ({m.sha})')
+    if demo: rows, meta['note'] = {'Model A':rows, 'make demo':demo_cost()}, 'make demo should take at most 90 s and 2.5 GB (2.33 GiB) on two CPU cores'
+    return metrics.write_report(rows, out/'speed', meta)
 
 # %% ../nbs/80_cli.ipynb #89fc1397
 benches = {'codec':codec_report, 'music-a':music_report, 'speed':speed_report}
@@ -812,10 +848,11 @@ def bench(
 ):
     "Measure, and write the reports that the docs show."
     if what not in (*benches, 'all'): raise SoundlmError(f"Got {what!r}, expected one of {', '.join(benches)} or all. {near(what, benches)}".strip())
+    if clips is not None and clips<1: raise SoundlmError(f"Got --clips {clips}, expected a number of at least 1")
     check_out(out, folder=True)
     for k,f in benches.items():
         if what not in (k, 'all'): continue
-        given = {n:v for n,v in dict(clips=clips, tokens=tokens).items() if v and n in inspect.signature(f).parameters}
+        given = {n:v for n,v in dict(clips=clips, tokens=tokens).items() if v is not None and n in inspect.signature(f).parameters}
         say(f'bench {k}')
         path = f(out, **given)
         print(f'Wrote {path} and {path.with_suffix(".json").name}')

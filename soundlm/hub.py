@@ -302,6 +302,9 @@ def load_parts(
     device, # Where they go
 ) -> dict: # Role → part; raises HubError if one is not what the model was trained on
     "The parts that a model was trained on, checked by their weights"
+    text = lambda o, k: isinstance(o, dict) and isinstance(o.get(k), str)
+    if not isinstance(want, dict) or not all(text(o, 'name') and text(o, 'sha') for o in want.values()):
+        raise HubError(f"config.json of {name} has parts {want!r:.100}, expected a name and a sha for each role: fetch or save the model again")
     if extra := set(have)-set(want):
         raise HubError(f"Got parts {sorted(extra)}, but {name} was trained on {sorted(want) or 'no others'}: leave them out")
     res = {}

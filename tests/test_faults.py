@@ -111,6 +111,49 @@ def test_damaged_tokens(here):
     fails('train', 'music-a', '--tokens', 'tok', said='not a whole Parquet')
     fails('train', 'music-a', '--tokens', 'nowhere', said='(No|expected a) token store')
 
+def test_tokens_of_another_folder(here):
+    tones(here/'songs'), tones(here/'more', 2)
+    good('tokenize', 'songs', '-o', 'tok')
+    good('tokenize', 'songs', '-o', 'tok')
+    fails('tokenize', 'more', '-o', 'tok', said='another folder')
+    fails('tokenize', 'songs', '-o', 'tok', '--seconds', '.5', said='corpus')
+
+@pytest.mark.parametrize('text', ['{}', '{"codec": "mel', ''])
+def test_damaged_store(here, text):
+    tones(here/'songs')
+    good('tokenize', 'songs', '-o', 'tok')
+    (here/'tok'/'store.json').write_text(text)
+    fails('tokenize', 'songs', '-o', 'tok', said='delete tok and tokenize again')
+
+# --- numbers
+@pytest.mark.parametrize('seconds', ['.00001','inf','nan','-1','0'])
+def test_sections(here, seconds):
+    tones(here/'songs', 1)
+    fails('tokenize', 'songs', f'--seconds={seconds}', said='expected (at least 0.1|more than 0)')
+
+def test_short_sections_keep_the_whole_recording(here):
+    from soundlm.tokens import TokenStore
+    (here/'songs').mkdir()
+    sf.write(here/'songs'/'x.wav', noise(3*32000+8000), 32000)
+    good('tokenize', 'songs', '-o', 'tok', '--seconds', '.5')
+    store = TokenStore.load(here/'tok')
+    assert len(store)==6 and sum(store.columns['seconds'])==3
+
+@pytest.mark.parametrize('words', [('t5-tiny','--steps=0'), ('t5-tiny','--seed=-1'), ('probe-music','--seed=5000000000'), ('probe-music','--clips=0'), ('mel_32khz','--steps=-1'),
+    ('mel_32khz','--clips=-3'), ('encodec_32khz-tiny','--batch-size=0'), ('encodec_32khz-tiny','--steps=0'), ('music-a','--batch-size=-1'), ('music-a','--short-steps=-1'), ('music-a','--seed=-1')])
+def test_training_numbers(here, words): fails('train', *words, said=f"{words[1].split('=')[0]} .*expected a number")
+
+def test_devices_of_trainings(here, monkeypatch):
+    "'auto' is told apart before anything is rendered"
+    fails('train', 'encodec_32khz-tiny', '--device', 'tpu', said='device')
+    asked = []
+    monkeypatch.setattr('soundlm.core.get_device', lambda name: asked.append(name) or 'cpu')
+    monkeypatch.setattr(cli, 'codec_clips', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert run('train', 'encodec_32khz-tiny', '--device', 'auto')[0]==130 and asked==['auto']
+
+@pytest.mark.parametrize('clips', ['0','-1'])
+def test_bench_of_no_clips(here, clips): fails('bench', 'codec', f'--clips={clips}', said='--clips')
+
 # --- damaged audio
 def noise(n, c=1): return np.random.default_rng(0).normal(0, .1, (n,c)).astype('float32')
 

@@ -131,6 +131,11 @@ def test_parts_are_checked(own_zoo):
     make(own_zoo/'mel_32khz', 3.)
     with pytest.raises(HubError, match=sha): hub.load('music')
 
+@pytest.mark.parametrize('parts', [{'codec':{}}, {'codec':None}, {'codec':'mel_32khz'}, {'codec':{'name':'mel_32khz'}}, {'codec':{'name':1,'sha':2}}, [], ['codec'], None])
+def test_broken_parts(own_zoo, parts):
+    make(own_zoo/'music', parts=parts)
+    with pytest.raises(HubError, match='music.*a name and a sha'): hub.load('music')
+
 # --- the hub
 code = """import sys, time
 from soundlm import hub

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from soundlm.core import SoundlmError, TokenError
-from soundlm.tokens import Crops, TokenStore, as_item, chunks, codec_facts, encode_clips, to_rows, tokenize, write_shard
+from soundlm.tokens import Crops, TokenStore, as_item, chunks, codec_facts, encode_clips, fingerprint, to_rows, tokenize, write_shard
 
 class Levels:
     "Codes are the loudness of every `hop` samples, in as many codebooks as there are strides"
@@ -146,6 +146,37 @@ def test_another_cut_is_refused(tmp_path, kw):
     with pytest.raises(TokenError, match=next(iter(kw))): tokenize(corpus, Levels(), tmp_path, **{'shard': 2, **kw})
     with pytest.raises(TokenError, match='codec'): tokenize(corpus, Levels(sha='b'*12), tmp_path, shard=2)
 
+class Named:
+    "A corpus with an index, known by its attributes"
+    def __init__(self, seed): self.seed = seed
+    def __len__(self): return 4
+    def __getitem__(self, i): return clip(i)
+
+def test_another_corpus_is_refused(tmp_path):
+    tokenize(Named(0), Levels(), tmp_path, shard=2)
+    before = {f.name: f.read_bytes() for f in tmp_path.iterdir()}
+    assert json.loads(before['store.json'])['corpus'] == 'Named(seed=0)'
+    with pytest.raises(TokenError, match='corpus'): tokenize(Named(1), Levels(), tmp_path, shard=2)
+    with pytest.raises(TokenError, match='corpus'): tokenize([clip(i + 4) for i in range(4)], Levels(), tmp_path, shard=2)
+    tokenize(Named(0.), Levels(), tmp_path, shard=2), tokenize((clip(i) for i in range(4)), Levels(), tmp_path, clips=4, shard=2)
+    assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == before
+
+def test_older_stores_have_no_fingerprint(tmp_path):
+    tokenize(Named(0), Levels(), tmp_path, shard=2)
+    facts = json.loads((tmp_path/'store.json').read_text())
+    del facts['corpus']
+    (tmp_path/'store.json').write_text(json.dumps(facts))
+    assert len(TokenStore.load(tmp_path)) == 8
+    tokenize(Named(1), Levels(), tmp_path, shard=2)
+
+def test_fingerprints():
+    from soundlm.music.corpus import SynthCaps
+    assert fingerprint(SynthCaps('test', 3)) == "SynthCaps(seconds=6, seed=3, split='test')"
+    made = [fingerprint(c) for c in ([clip(0)], [clip(1)], (clip(0), clip(1)), SynthCaps(), SynthCaps(seconds=7.), SimpleNamespace(fingerprint='mine'))]
+    assert len({*made}) == 6 and made[-1] == 'mine' and None not in made
+    assert fingerprint([SimpleNamespace(id='c0')]) == made[0]
+    for unknown in (iter([clip(0)]), [1, 2], (clip(i) for i in (0, 1))): assert fingerprint(unknown) is None
+
 def test_folder_that_cannot_be_written(tmp_path):
     (tmp_path/'file').write_text('')
     with pytest.raises(SoundlmError, match='Cannot write'): tokenize([clip(0)], Levels(), tmp_path/'file'/'tokens')
@@ -182,6 +213,13 @@ def test_other_version_and_no_store(store, tmp_path):
     with pytest.raises(TokenError, match='schema version 99'): TokenStore.load(store)
     for path in (tmp_path, tmp_path/'nowhere'):
         with pytest.raises(TokenError, match='store.json'): TokenStore.load(path)
+
+@pytest.mark.parametrize('text', ['', '{}', '[]', 'null', '"x"', 'half'])
+def test_damaged_facts(store, text):
+    file = store/'store.json'
+    file.write_text(file.read_text()[:60] if text == 'half' else text)
+    for f in (lambda: TokenStore.load(store), lambda: tokenize([clip(i) for i in range(4)], Levels(), store, shard=2)):
+        with pytest.raises(TokenError, match='delete .* and tokenize again'): f()
 
 def test_chunks_cover_a_corpus_once():
     for n, shard in ((1, 1), (7, 3), (6, 3), (2, 9)):

@@ -7,7 +7,7 @@ __all__ = ['Instrument', 'by_name', 'instruments', 'families', 'by_style', 'styl
            'sample_rate', 'Style', 'draw_attributes', 'degree', 'chord', 'tick', 'hits', 'drum_part', 'bass_part',
            'comp_part', 'lead_part', 'compose', 'render', 'texture', 'sound', 'tempo_class', 'choose_mentions',
            'compose_caption', 'caption', 'Clip', 'SynthCaps', 'FileClip', 'cut', 'read_table', 'split_of',
-           'FolderCorpus', 'musiccaps_rows', 'MusicCaps', 'musiccaps_clip']
+           'FolderCorpus', 'musiccaps_rows', 'MusicCaps', 'musiccaps_clip', 'clips_sha']
 
 # %% ../../nbs/10_music.corpus.ipynb #67dd8eb5
 import csv, json, re, warnings
@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
-from ..core import AudioError, HubError, SoundlmError, SoundlmWarning, data_dir, near, rng
+from ..core import AudioError, HubError, SoundlmError, SoundlmWarning, data_dir, near, rng, text_sha
 
 # %% ../../nbs/10_music.corpus.ipynb #eece272f
 Instrument = namedtuple('Instrument', 'name program family octave words')
@@ -451,7 +451,7 @@ def cut(
 ) -> list: # (start, stop) of each section
     "Cut a recording into sections; a short rest is dropped, a short recording is kept"
     ends = [(i, min(n, i+most)) for i in range(0, n, most)]
-    return [(a,b) for a,b in ends if b-a>=least] or ends[:1]
+    return [(a,b) for a,b in ends if b-a>=min(least, most)] or ends[:1]
 
 # %% ../../nbs/10_music.corpus.ipynb #e30df199
 def _load(c): # (1,n) audio of the clip, and its rate
@@ -509,6 +509,7 @@ class FolderCorpus:
         seconds:float=30., # Longest section
         sample_rate:int|None=None, # Resampled to this; None: as the files are
     ):
+        if not .1<=seconds<float('inf'): raise SoundlmError(f"Got sections of {seconds} seconds, expected at least 0.1, and an end")
         self.folder,self.seconds,self.sample_rate = Path(folder).expanduser(), seconds, sample_rate
         if not self.folder.is_dir(): raise SoundlmError(f"Got {folder}, expected a folder of sound files: there is none of that name")
         tables = sorted(p for n in ('metadata.csv','metadata.jsonl') for p in self.folder.rglob(n))
@@ -601,3 +602,20 @@ def musiccaps_clip(
     said = row.get('aspect_list') or '[]'
     split = 'test' if str(row.get('is_audioset_eval'))=='True' else 'train'
     return FileClip(row['ytid'], split, row['caption'].strip(), path, dict(aspects=ast.literal_eval(said)), at, at+10., 10., rate)
+
+# %% ../../nbs/10_music.corpus.ipynb #4e1e7c9a
+def clips_sha(
+    clips:list, # Of `FileClip`
+) -> str: # 12 hexadecimal digits
+    "Which recordings are these, and how are they cut? Looks at names, captions and the sizes of the files"
+    return text_sha(repr([(c.id, c.split, c.caption, c.start, c.stop, float(c.section), c.rate, c.path.stat().st_size) for c in clips]))
+
+@patch(as_prop=True)
+def fingerprint(self:FolderCorpus) -> str:
+    "What a token store knows its corpus by"
+    return f'FolderCorpus {clips_sha(self.clips)}'
+
+@patch(as_prop=True)
+def fingerprint(self:MusicCaps) -> str:
+    "What a token store knows its corpus by"
+    return f'MusicCaps {clips_sha(self.clips)}'
