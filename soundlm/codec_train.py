@@ -544,7 +544,7 @@ def fit_refiner(
 ) -> list: # the mean loss of every hundredth part
     "Train a refiner in place, then round it to fp16"
     opt, losses = torch.optim.AdamW(refiner.parameters(), lr=lr, betas=(.9, .99), weight_decay=.01), []
-    schedule = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps, pct_start=.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps, pct_start=min(.9, max(.05, 2/steps)))
     device = next(refiner.parameters()).device
     for i in range(steps):
         a, b = (v.to(device) for v in pair_batch(pairs, i, frames, batch, seed))

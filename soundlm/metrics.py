@@ -378,7 +378,7 @@ def train_probe(
     "AdamW, one cycle, label smoothing 0.05; bf16 where the CPU or GPU multiplies it natively"
     g,dev,T = torch_rng('probe', seed), next(probe.parameters()).device, feats.shape[-1]
     opt = torch.optim.AdamW(probe.parameters(), lr=lr, weight_decay=.02)
-    sched,losses = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps, pct_start=.15), []
+    sched,losses = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps, pct_start=min(.9, max(.15, 2/steps))), []
     probe.to(memory_format=torch.channels_last).train()
     for _ in track(range(steps), 'Training the probe'):
         i = torch.randint(len(feats), (batch,), generator=g)

@@ -353,7 +353,7 @@ class MusicData:
         if self.drop: mask = mask & torch.from_numpy(g.random(len(mask))>=self.drop)[:,None].to(mask.device)
         return dict(codes=codes, at=at, text=text, text_mask=mask)
 
-# %% ../../nbs/12_music.baseline.ipynb #7c13db51
+# %% ../../nbs/12_music.baseline.ipynb #72c2da9e
 def recipe(
     tier:str='tiny', # tiny, t4 or full
     **kw, # Any field of `TrainConfig`
@@ -367,6 +367,7 @@ def recipe(
         full=dict(steps=300_000, batch_size=16, accumulate=2, lr=3e-4, ema=.9999, val_every=2000, devices=max(1, torch.cuda.device_count())))
     return TrainConfig(**(base[tier]|kw))
 
+# %% ../../nbs/12_music.baseline.ipynb #abc832cd
 def make_tokens(
     codec, # Loaded
     out:Path|None=None, # Folder; below the cache when absent
@@ -380,6 +381,7 @@ def make_tokens(
     for split,n in (('train',clips), ('valid',valid)): tokenize(SynthCaps(split), codec, out/split, clips=n)
     return out
 
+# %% ../../nbs/12_music.baseline.ipynb #435b2707
 def read_tokens(
     tokens:Path, # A token store, or a folder with two, `train` and `valid`
     codec, # Loaded; the one that wrote them
