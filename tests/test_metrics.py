@@ -2,11 +2,10 @@
 import json, math
 import numpy as np, pytest, torch
 from soundlm import hub, metrics
-from soundlm.core import AudioError, HubError, SoundlmError, TokenError, zoo_dir
+from soundlm.core import AudioError, HubError, SoundlmError, TokenError
 
 SR = 32000
 def noise(seconds=1., sr=SR, seed=0, level=.1): return torch.randn(1, int(seconds*sr), generator=torch.Generator().manual_seed(seed))*level
-needs_probe = pytest.mark.skipif(not (zoo_dir()/'probe-music'/'config.json').exists(), reason='probe-music is not in the zoo')
 
 def test_wilson_against_the_definition():
     "The bounds solve |p-q| = z·sqrt(q(1-q)/n)"
@@ -129,9 +128,8 @@ def test_probe_errors(tmp_path):
     f = tmp_path/'p'/'model.safetensors'; f.write_bytes(f.read_bytes()[:200])
     with pytest.raises(HubError): metrics.Probe.from_folder(tmp_path/'p')
 
-@needs_probe
 def test_shipped_probe():
-    corpus = pytest.importorskip('soundlm.music.corpus')
+    from soundlm.music import corpus
     p = hub.load('probe-music')
     assert (hub.path('probe-music')/'model.safetensors').stat().st_size < .65*2**20
     assert set(p.labels['style'])==set(corpus.styles) and set(p.labels['instrument'])==set(corpus.instruments) and set(p.labels['family'])==set(corpus.families)
