@@ -22,19 +22,22 @@ class Layout:
         offsets:list, # First id of each slot of a period
         streams:int=1, # Ids read at each position, `s`
         pad:int|None=None, # Fills holes, where the layout has any
+        end:bool=False, # One more id, for a row that is over
     ):
         for n,v in dict(codebooks=k, entries=K).items():
             if v<1: raise SoundlmError(f"A layout needs at least 1 of {n}, got {v}")
         self.k,self.K,self.streams,self.pad,self.period = k,K,streams,pad,len(offsets)
-        self.vocab = max(offsets)+K+(pad is not None)
+        self.vocab = max(offsets)+K+(pad is not None)+end
+        self.end = self.vocab-1 if end else None
         self.offsets = torch.tensor(offsets)
         ids = torch.arange(self.vocab)-self.offsets[:,None]
         self.masks = (ids>=0) & (ids<K)  # (period,V)
+        if end: self.masks[0,self.end] = True
 
     @property
     def config(self) -> dict: # What `layout(**config)` needs to make this layout again
         "The numbers a model card stores"
-        return dict(name=self.name, k=self.k, K=self.K)
+        return dict(name=self.name, k=self.k, K=self.K) | ({} if self.end is None else dict(end=True))
     def __repr__(self): return f"{type(self).__name__}({', '.join(f'{a}={v!r}' for a,v in list(self.config.items())[1:])})"
 
 # %% ../nbs/04_layout.ipynb #cf346761
@@ -82,7 +85,8 @@ class Flat(Slots):
     def __init__(self,
         k:int, # Codebooks
         K:int, # Entries of one codebook
-    ): super().__init__(k, K, [i*K for i in range(k)])
+        end:bool=False, # One more id, for a row that is over
+    ): super().__init__(k, K, [i*K for i in range(k)], end=end)
 
     def place(self,
         codes, # Codes as `build` takes them; -1 for what is not known
@@ -107,7 +111,8 @@ class Delay(Layout):
     def __init__(self,
         k:int, # Codebooks
         K:int, # Entries of one codebook
-    ): super().__init__(k, K, [0], streams=k, pad=K)
+        end:bool=False, # One more id, for a row that is over
+    ): super().__init__(k, K, [0], streams=k, pad=K, end=end)
 
     def length(self,
         t:int, # Frames
@@ -165,10 +170,11 @@ class Frame(Slots):
         k:int, # Codebooks
         K:int, # Entries of one codebook
         offset:str='codebook', # Ids start at codebook·K, or at slot·K as Orpheus has them
+        end:bool=False, # One more id, for a row that is over
     ):
         if offset not in ('codebook','slot'): raise SoundlmError(f"Got offset={offset!r}, expected 'codebook' or 'slot'")
         self.order,self.offset = depth_first(k),offset
-        super().__init__(k, K, [K*(c if offset=='codebook' else p) for p,(c,_) in enumerate(self.order)])
+        super().__init__(k, K, [K*(c if offset=='codebook' else p) for p,(c,_) in enumerate(self.order)], end=end)
 
     @property
     def config(self): return super().config | dict(offset=self.offset)
@@ -229,12 +235,26 @@ def template(self:Layout,
     fill = lambda c: F.pad(c, (0, c.shape[-1]//known*(t-known)), value=-1)
     return self.place([fill(c) for c in prompt] if frames else fill(prompt))
 
+# %% ../nbs/04_layout.ipynb #5515dae5
+@patch
+def trim(self:Layout,
+    seq:Tensor, # (b,s,L) ids, with `end` where a row is over
+) -> list: # of (1,s,n) ids for `revert`; n may be 0
+    "Each row before its first `end`, cut to whole periods. Raises TokenError for another number of streams"
+    if seq.ndim!=3 or seq.shape[1]!=self.streams: raise TokenError(f"Got a sequence of shape {tuple(seq.shape)}, expected (batch, {self.streams}, length)")
+    on = torch.ones_like(seq[:,0]) if self.end is None else (seq[:,0]!=self.end).long()
+    def cut(row, n):  # n: positions of the first stream before its `end`
+        if not isinstance(self, Delay): return row[...,:n-n%self.period]
+        n = max(0, min(n, row.shape[2]-self.k+1))
+        return self.place(undelay(row)[...,:n]) if n else row[...,:0]
+    return [cut(r,n) for r,n in zip(seq.split(1), on.cumprod(1).sum(1).tolist())]
+
 # %% ../nbs/04_layout.ipynb #063ac296
 def layout(
     name:str, # 'flat', 'delay' or 'frame'
     k:int, # Codebooks
     K:int, # Entries of one codebook
-    **kw, # `offset` of a frame layout
+    **kw, # `end`, and `offset` of a frame layout
 ) -> Layout: # The layout
     "A layout by name, as model configs hold it. Raises SoundlmError for an unknown one"
     kinds = {c.name:c for c in (Flat,Delay,Frame)}

@@ -9,7 +9,7 @@ some = settings(max_examples=60, deadline=None)
 kinds = st.sampled_from(['flat','delay','frame','slot'])
 shapes = dict(kind=kinds, b=st.integers(1,3), k=st.integers(1,4), t=st.integers(1,9), K=st.integers(1,50), seed=st.integers(0,2**31))
 
-def make(kind, k, K): return Frame(k, K, 'slot') if kind=='slot' else layout(kind, k, K)
+def make(kind, k, K, end=False): return Frame(k, K, 'slot', end) if kind=='slot' else layout(kind, k, K, end=end)
 def make_codes(lay, b, t, seed):
     g = torch.Generator().manual_seed(seed)
     if isinstance(lay, Frame): return [torch.randint(lay.K, (b,t*2**i), generator=g) for i in range(lay.k)]
@@ -17,15 +17,76 @@ def make_codes(lay, b, t, seed):
 def same(a, b): return all(torch.equal(x,y) for x,y in zip(a,b, strict=True)) if isinstance(a,list) else torch.equal(a,b)
 
 @some
-@given(**shapes)
-def test_there_and_back(kind, b, k, t, K, seed):
-    lay = make(kind, k, K)
+@given(**shapes, end=st.booleans())
+def test_there_and_back(kind, b, k, t, K, seed, end):
+    lay = make(kind, k, K, end)
     codes = make_codes(lay, b, t, seed)
     seq = lay.build(codes)
     assert seq.shape==(b, lay.streams, lay.length(t)) and seq.dtype==torch.int64
     assert same(lay.revert(seq), codes)
-    assert 0<=int(seq.min()) and int(seq.max())<lay.vocab
-    assert lay.masks.shape==(lay.period, lay.vocab) and bool((lay.masks.sum(1)==K).all())
+    assert 0<=int(seq.min()) and int(seq.max())<lay.vocab-end
+    assert lay.masks.shape==(lay.period, lay.vocab) and lay.masks.sum(1).tolist()==[K+end]+[K]*(lay.period-1)
+
+@some
+@given(**shapes)
+def test_end_is_one_more_id(kind, b, k, t, K, seed):
+    "Nothing else changes: not what is built, nor the template, nor the other masks"
+    a,lay = make(kind, k, K),make(kind, k, K, True)
+    codes = make_codes(lay, b, t, seed)
+    assert a.end is None and lay.end==lay.vocab-1==a.vocab and lay.end!=lay.pad
+    assert lay.masks[:,lay.end].tolist()==[True]+[False]*(lay.period-1) and torch.equal(lay.masks[:,:-1], a.masks)
+    assert torch.equal(lay.build(codes), a.build(codes)) and torch.equal(lay.template(t), a.template(t))
+    assert 'end' not in a.config and lay.config==a.config|dict(end=True) and layout(**lay.config).config==lay.config
+
+def ended(lay, codes, at):
+    "What a run leaves: row `i` is over after `at[i]` frames"
+    seq = lay.build(codes)
+    for row,n in zip(seq, at):
+        for i in range(lay.streams): row[i,n*lay.period+i:] = lay.end
+    return seq
+
+@some
+@given(kind=kinds, k=st.integers(1,4), K=st.integers(1,50), t=st.integers(1,9), seed=st.integers(0,2**31), at=st.lists(st.integers(0,9), min_size=1, max_size=4))
+def test_trim_keeps_the_frames_before_the_end(kind, k, K, t, seed, at):
+    lay,at = make(kind, k, K, True),[min(n,t) for n in at]
+    codes = make_codes(lay, len(at), t, seed)
+    seq = ended(lay, codes, at)
+    rows = lay.trim(seq)
+    assert [r.shape for r in rows]==[(1, lay.streams, lay.length(n) if n else 0) for n in at]
+    for i,(row,n) in enumerate(zip(rows, at)):
+        first = [c[i:i+1,:n*2**j] for j,c in enumerate(codes)] if isinstance(lay,Frame) else codes[i:i+1,:,:n]
+        if n: assert same(lay.revert(row), first)
+    if min(at)<t:
+        with pytest.raises(TokenError): lay.revert(seq)
+
+@some
+@given(**shapes, end=st.booleans(), cut=st.integers(0,99))
+def test_trim_drops_a_frame_that_was_not_finished(kind, b, k, t, K, seed, end, cut):
+    lay = make(kind, k, K, end)
+    codes = make_codes(lay, b, t, seed)
+    seq = lay.build(codes)
+    cut = cut%(seq.shape[2]+1)
+    n = max(0, cut-k+1) if kind=='delay' else cut//lay.period
+    for i,row in enumerate(lay.trim(seq[...,:cut])):
+        assert row.shape==(1, lay.streams, lay.length(n) if n else 0)
+        if n: assert same(lay.revert(row), [c[i:i+1,:n*2**j] for j,c in enumerate(codes)] if isinstance(lay,Frame) else codes[i:i+1,:,:n])
+
+@pytest.mark.parametrize('k,period', [(3,7),(4,15)])
+@pytest.mark.parametrize('offset', ['codebook','slot'])
+def test_a_frame_can_end_at_its_first_slot_only(k, period, offset):
+    lay = layout('frame', k, 4096, offset=offset, end=True)
+    assert lay.vocab==(k if offset=='codebook' else period)*4096+1
+    assert [bool(lay.slot_mask(i)[lay.end]) for i in range(2*period)]==([True]+[False]*(period-1))*2
+    codes = make_codes(lay, 1, 2, 0)
+    for i in range(2*period):
+        seq = lay.build(codes)
+        seq[...,i] = lay.end
+        with pytest.raises(TokenError): lay.revert(seq)
+
+@pytest.mark.parametrize('bad', [torch.zeros(1,4).long(), torch.zeros(1,3,8).long()])
+def test_trim_wants_its_streams(bad):
+    for lay in (Flat(4,8,end=True), Delay(4,8)):
+        with pytest.raises(TokenError): lay.trim(bad)
 
 @some
 @given(**shapes)
@@ -115,5 +176,6 @@ def test_bad_layouts_raise(make):
     with pytest.raises(SoundlmError): make()
 
 def test_base_is_general():
+    assert Layout(2, 3, [0,3], end=True).masks[:,6].tolist()==[True,False]
     assert isinstance(Flat(2,3), Layout)
     assert check_codes(torch.zeros(0,2,1).long(), 2, 3).numel()==0
