@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['MelScales', 'spectral_terms', 'spectral_loss', 'held_out', 'recordings', 'Crops', 'Level', 'levels', 'latent',
            'quantize', 'fit_codebooks', 'ema_update', 'STFTDiscriminator', 'Critic', 'critic_loss', 'fooling_loss',
-           'CodecPhase', 'CodecTrainer', 'ask_to_stop', 'frame_pairs', 'frame_loss', 'pair_batch', 'fit_refiner',
-           'usage', 'codec_results', 'mel_card', 'fit_mel', 'training_log', 'save_encodec']
+           'CodecPhase', 'CodecTrainer', 'drawn_by', 'ask_to_stop', 'frame_pairs', 'frame_loss', 'pair_batch',
+           'fit_refiner', 'usage', 'codec_results', 'mel_card', 'fit_mel', 'training_log', 'save_trained',
+           'save_encodec', 'snac_config', 'save_snac', 'to_snac_bin']
 
 # %% ../nbs/09_codec_train.ipynb #8ce6fa72
-import csv, math, signal, time, warnings
+import csv, json, math, signal, time, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,10 @@ import torch
 from torch import nn, Tensor
 import torch.nn.functional as F
 from fastcore.basics import patch
-from .core import Interrupted, SoundlmError, TokenError, atomic, require_data, rng, seed_everything, text_sha, torch_rng
+from .core import HubError, Interrupted, SoundlmError, TokenError, atomic, require_data, rng, seed_everything, text_sha, torch_rng
 from .audio import load, resample
 from . import hub
-from .codec import EnCodec, Refiner, check_codes, kmeans, mel_filters, nearest
+from .codec import EnCodec, Refiner, Snac, check_codes, kmeans, mel_filters, nearest
 
 # %% ../nbs/09_codec_train.ipynb #1ca1e30e
 class MelScales(nn.Module):
@@ -73,11 +74,9 @@ def spectral_loss(
 def held_out(
     path:str|Path, # a recording
 ) -> bool: # True if no codec may be trained on it
-    "FSDD: one speaker and the late takes; LJ Speech: the last eight sentences; the rest: a tenth, by a hash of the name"
+    "FSDD: the takes below 10, of every speaker; LJ Speech: the last eight sentences; the rest: a tenth, by a hash of the name"
     path = Path(path)
-    if 'fsdd' in path.parts:
-        digit, speaker, take = path.stem.split('_')
-        return speaker == 'lucas' or int(take) >= 40
+    if 'fsdd' in path.parts: return int(path.stem.split('_')[2]) < 10
     if 'ljspeech' in path.parts: return path.stem >= 'LJ001-0073'
     return int(text_sha(path.name), 16) % 10 == 0
 
@@ -349,7 +348,7 @@ def step(self:CodecTrainer,
     "One optimiser step"
     warm, left = min(1., (i + 1)/phase.warmup), .5*(1 + math.cos(math.pi*i/phase.steps))
     for g in self.opt.param_groups: g['lr'] = phase.lr*warm*(.05 + .95*left)
-    parts = self.losses(self.crops[self.total()].to(self.device), phase.name)
+    with drawn_by('noise', self.crops.seed, self.total()): parts = self.losses(self.crops[self.total()].to(self.device), phase.name)
     self.opt.zero_grad()
     parts['loss'].backward()
     parts['grad'] = nn.utils.clip_grad_norm_(self.model.parameters(), 1.)
@@ -363,6 +362,16 @@ def step(self:CodecTrainer,
 def total(self:CodecTrainer) -> int: # steps of all phases
     "How many batches it has seen"
     return sum(self.done.values())
+
+# %% ../nbs/09_codec_train.ipynb #5nac0a02
+@contextmanager
+def drawn_by(
+    *keys, # anything with a repr
+): # yields nothing
+    "Inside, what torch draws depends on the keys alone; outside, the random state is as it was"
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        torch.manual_seed(int(rng(*keys).integers(2**31)))
+        yield
 
 # %% ../nbs/09_codec_train.ipynb #d306558c
 @patch
@@ -635,23 +644,68 @@ def training_log(
     return '\n'.join(lines) + '\n'
 
 # %% ../nbs/09_codec_train.ipynb #03621e44
+def save_trained(
+    trainer, # a `CodecTrainer`
+    wrap, # `EnCodec` or `Snac`, to measure with
+    config:dict, # what config.json says
+    held:list, # waveforms it is measured on
+    folder:str|Path, # where it is saved
+    data:str, # what it was trained on, for the card
+    summary:str, # what it is, for the card
+) -> Path: # the folder
+    "Round to fp16, measure, save with log and card"
+    model, folder = trainer.model.eval(), Path(folder)
+    state = hub.to_fp16(model.state_dict())
+    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    skipped = '' if 'adversarial' in trainer.done else 'left out: no GPU at hand; the recipe is in 09_codec_train'
+    facts = dict(data=data, steps=trainer.done, minutes=trainer.seconds/60, adversarial_phase=skipped or 'done',
+                 parameters=sum(p.numel() for p in model.parameters()), **hub.provenance(), results=codec_results(wrap(model), held))
+    hub.save(folder, state, config, hub.card(folder.name, summary, facts, 'cc-by-sa-4.0'))
+    with atomic(folder/'training.csv') as tmp: tmp.write_text(training_log(trainer))
+    return folder
+
+# %% ../nbs/09_codec_train.ipynb #5nac0b01
 def save_encodec(
     trainer, # a `CodecTrainer` of an `EncodecModel`
     held:list, # waveforms it is measured on
     folder:str|Path, # where it is saved
     data:str, # what it was trained on, for the card
 ) -> Path: # the folder
-    "Round to fp16, measure, save in `EncodecModel`'s own format with log and card"
-    model, folder = trainer.model.eval(), Path(folder)
-    for o, level in zip(model.quantizer.layers, trainer.levels):
+    "Save in `EncodecModel`'s own format, counts of its codebooks included"
+    for o, level in zip(trainer.model.quantizer.layers, trainer.levels):
         o.codebook.cluster_size.copy_(level.count)
         o.codebook.embed_avg.copy_(level.total)
-    state = hub.to_fp16(model.state_dict())
-    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
-    skipped = '' if 'adversarial' in trainer.done else 'left out: no GPU at hand; the recipe is in 09_codec_train'
-    facts = dict(data=data, steps=trainer.done, minutes=trainer.seconds/60, adversarial_phase=skipped or 'done',
-                 parameters=sum(p.numel() for p in model.parameters()), **hub.provenance(), results=codec_results(EnCodec(model), held))
-    card = hub.card(folder.name, 'A small EnCodec with the token shape of facebook/encodec_32khz: 50 Hz, 4 × 2048.', facts, 'cc-by-sa-4.0')
-    hub.save(folder, state, model.config.to_dict() | dict(architectures=['EncodecModel'], dtype='float32'), card)
-    with atomic(folder/'training.csv') as tmp: tmp.write_text(training_log(trainer))
-    return folder
+    config = trainer.model.config.to_dict() | dict(architectures=['EncodecModel'], dtype='float32')
+    summary = 'A small EnCodec with the token shape of facebook/encodec_32khz: 50 Hz, 4 × 2048.'
+    return save_trained(trainer, EnCodec, config, held, folder, data, summary)
+
+# %% ../nbs/09_codec_train.ipynb #5nac0c02
+def snac_config(
+    model:nn.Module, # a `snac.SNAC`
+) -> dict: # the arguments that make another one of this shape
+    "What `config.json` says of a SNAC, with the keys of the real one"
+    keys = ('sampling_rate', 'encoder_dim', 'encoder_rates', 'decoder_dim', 'decoder_rates', 'attn_window_size', 'codebook_size', 'codebook_dim', 'vq_strides')
+    noise = any(type(o).__name__ == 'NoiseBlock' for o in model.decoder.modules())
+    return {k: getattr(model, k) for k in keys} | dict(noise=noise, depthwise=model.encoder.block[-1].groups > 1)
+
+# %% ../nbs/09_codec_train.ipynb #5nac0c04
+def save_snac(
+    trainer, # a `CodecTrainer` of a `snac.SNAC`
+    held:list, # waveforms it is measured on
+    folder:str|Path, # where it is saved
+    data:str, # what it was trained on, for the card
+) -> Path: # the folder
+    "Save with SNAC's own names of weights and arguments, as safetensors"
+    summary = 'A small SNAC with the token shape of hubertsiuzdak/snac_24khz: 3 × 4096 at 11.7, 23.4 and 46.9 Hz.'
+    return save_trained(trainer, Snac, snac_config(trainer.model), held, folder, data, summary)
+
+def to_snac_bin(
+    name:str|Path, # a SNAC of the zoo, or its folder
+    out:str|Path, # a folder
+) -> Path: # `out`, for `snac.SNAC.from_pretrained`
+    "config.json and pytorch_model.bin, the only form that the package `snac` reads. Raises `HubError` where this is no SNAC"
+    codec, out = hub.load(name), Path(out)
+    if not isinstance(codec, Snac): raise HubError(f'got {name}, which is no SNAC, expected one such as snac_24khz-tiny')
+    with atomic(out/'config.json') as tmp: tmp.write_text(json.dumps(snac_config(codec.model), indent=1) + '\n')
+    with atomic(out/'pytorch_model.bin') as tmp: torch.save(codec.model.state_dict(), tmp)
+    return out
