@@ -6,7 +6,7 @@ from torch.utils._pytree import tree_leaves
 from soundlm.core import SoundlmError
 from soundlm.nn import GPT2Block, LayerNorm, Qwen3Block, RMSNorm, RoPE, Stack, gpt2_state_dict
 from soundlm.layout import Delay, Flat, Frame
-from soundlm.sample import Decoder, Graphed, Sampler, generate
+from soundlm.sample import Decoder, Graphed, Sampler, fresh, generate, repeats, sample, sample_anew
 
 def randomise(model, seed=0):
     "Weights large enough that every part matters"
@@ -118,6 +118,8 @@ class LM(nn.Module):
         return self.head(h[:,0]).unflatten(-1, (-1,self.V))
 
 layouts = [Flat(4,16), Delay(4,16), Frame(3,16)]
+ending = [Flat(4,16,end=True), Delay(4,16,end=True), Frame(3,16,end=True), Frame(3,16,'slot',True)]
+ras = Sampler(top_k=2, window=4, ratio=.3)
 both = pytest.mark.parametrize('kind', ['gpt2','qwen3'])
 where = pytest.mark.parametrize('cross', [False,True])
 
@@ -171,8 +173,8 @@ class NoSync(TorchDispatchMode):
 
 @both
 @where
-@pytest.mark.parametrize('lay', layouts, ids=str)
-@pytest.mark.parametrize('samp', [Sampler(top_k=5, top_p=.9, guidance=3.), Sampler(top_k=0), Sampler(temperature=0)], ids=['all','plain','greedy'])
+@pytest.mark.parametrize('lay', layouts+ending, ids=str)
+@pytest.mark.parametrize('samp', [Sampler(top_k=5, top_p=.9, guidance=3.), Sampler(top_k=0), Sampler(temperature=0), ras], ids=['all','plain','greedy','ras'])
 def test_step_never_syncs_or_changes_shape(kind, cross, lay, samp):
     "The whole of a step: model, guidance, mask, filters, draw, write"
     lm,(cond,mask) = LM(lay, kind, cross),inputs()
@@ -219,10 +221,11 @@ def test_captured_steps_run_once_each(monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 @both
 @where
-@pytest.mark.parametrize('lay', layouts, ids=str)
-def test_cuda_graph_is_eager(kind, cross, lay):
+@pytest.mark.parametrize('lay', layouts+ending, ids=str)
+@pytest.mark.parametrize('samp', [Sampler(top_k=5, guidance=2.), ras], ids=['guided','ras'])
+def test_cuda_graph_is_eager(kind, cross, lay, samp):
     lm,(cond,mask) = LM(lay, kind, cross).cuda(),(t.cuda() for t in inputs())
-    kw = dict(cond=cond, cond_mask=mask, sampler=Sampler(top_k=5, guidance=2.), seeds=0)
+    kw = dict(cond=cond, cond_mask=mask, sampler=samp, seeds=0)
     assert torch.equal(generate(lm, lay, 10, graph=True, **kw), generate(lm, lay, 10, graph=False, **kw))
 
 # ---- generate -----------------------------------------------------------------------------------
@@ -260,6 +263,99 @@ def test_a_prompt_is_kept_and_continued(lay):
     pairs = zip(got,whole) if isinstance(lay,Frame) else [(got,whole)]
     assert all(torch.equal(a,b) for a,b in pairs)
 
+# ---- rows that end, rows that are stuck -----------------------------------------------------------
+def tired(lay, seed=0, keen=2.):
+    "An LM that likes to end"
+    lm = LM(lay)
+    lm.head.weight.data.mul_(.3)
+    lm.head.bias.data.view(lay.streams,-1)[:,lay.end] += keen
+    return lm
+
+@pytest.mark.parametrize('lay', ending, ids=str)
+@pytest.mark.parametrize('samp', [Sampler(), Sampler(top_k=8, guidance=2.), ras], ids=['plain','guided','ras'])
+def test_rows_end_by_themselves(lay, samp):
+    "A row's ids depend on no other row, what follows its end is `end`, and what is before it reverts"
+    lm,(cond,mask) = tired(lay),inputs(6)
+    seq = generate(lm, lay, 12, cond, mask, samp, seeds=0)
+    rows = lay.trim(seq)
+    sizes = [r.shape[2] for r in rows]
+    assert len(set(sizes))>1
+    for i,row in enumerate(rows):
+        alone = generate(lm, lay, 12, cond[i:i+1], mask[i:i+1], samp, seeds=[i])
+        assert torch.equal(alone[0], seq[i,:,:alone.shape[2]]) and bool((seq[i,:,alone.shape[2]:]==lay.end).all())
+        assert torch.equal(lay.trim(alone)[0], row)
+        if row.shape[2]: lay.revert(row)
+
+@pytest.mark.parametrize('lay', ending, ids=str)
+def test_the_run_ends_with_its_last_row(lay):
+    lm,steps = tired(lay, keen=20.),[]
+    seq = generate(lm, lay, 12, seeds=[1,2,3], on_step=lambda i,_: steps.append(i))
+    assert seq.shape==(3, lay.streams, lay.streams) and bool((seq[:,0]==lay.end).all()) and len(steps)==lay.streams  # a delay's last stream is as many steps late
+    assert [r.shape[2] for r in lay.trim(seq)]==[0,0,0]
+    lm = tired(lay, keen=-50.)
+    whole = generate(lm, lay, 5, seeds=0)
+    assert whole.shape[2]==lay.length(5) and torch.equal(lay.trim(whole)[0], whole)
+
+@pytest.mark.parametrize('lay', ending, ids=str)
+def test_a_prompt_may_be_all_there_is(lay):
+    prompt = [torch.randint(16,(2,2*2**i)) for i in range(3)] if isinstance(lay,Frame) else torch.randint(16,(2,4,2))
+    for row,want in zip(lay.trim(generate(tired(lay, keen=20.), lay, 6, prompt=prompt, seeds=0)), lay.build(prompt)): assert torch.equal(row[0], want)
+
+@pytest.mark.parametrize('lay', layouts, ids=str)
+def test_an_end_that_is_not_said_changes_nothing(lay):
+    "The same weights and noise with and without the id"
+    more = type(lay)(lay.k, lay.K, end=True)
+    for i in range(2):
+        logits,noise = torch.randn(2, lay.streams, more.vocab),torch.rand(2, lay.streams, more.vocab)
+        logits[...,-1] = -50
+        assert torch.equal(sample(logits[...,:-1], lay.slot_mask(i), Sampler(), noise[...,:-1]), sample(logits, more.slot_mask(i), Sampler(), noise))
+
+@pytest.mark.parametrize('lay', layouts+ending, ids=str)
+def test_repetition_is_looked_for_in_the_same_slot(lay):
+    "Against a plain count"
+    g = torch.Generator().manual_seed(0)
+    seq = torch.randint(3, (2,lay.streams,60), generator=g)
+    for pos in (0, 1, lay.period, 41, 59):
+        for samp in (Sampler(window=1, ratio=0.), Sampler(window=5, ratio=.4), Sampler(window=90, ratio=.02)):
+            ids = torch.randint(3, (2,lay.streams), generator=g)
+            got = repeats(ids, seq, torch.tensor([pos]), lay.period, samp)
+            past = [seq[...,p] for p in range(pos-lay.period, -1, -lay.period)][:samp.window]
+            count = sum((p==ids).long() for p in past) if past else torch.zeros_like(ids)
+            assert torch.equal(got, count > round(samp.ratio*samp.window, 6))
+
+@pytest.mark.parametrize('lay', layouts, ids=str)
+def test_a_loop_is_broken(lay):
+    "A model that is sure of one id a slot, and top-k 1: only repetition-aware sampling says anything else"
+    lm = LM(lay)
+    lm.head.weight.data.zero_()
+    run = lambda **kw: generate(lm, lay, 20, sampler=Sampler(top_k=1, **kw), seeds=[0,1])
+    kinds = lambda seq: [len(c.unique()) for c in (lay.revert(seq) if isinstance(lay,Frame) else lay.revert(seq).unbind(1))]
+    assert set(kinds(run()))=={1} and min(kinds(run(window=5)))>2
+    assert torch.equal(run(window=5, ratio=1.), run()) and torch.equal(run(window=5)[1:], generate(lm, lay, 20, sampler=Sampler(top_k=1, window=5), seeds=[1]))
+    greedy = dict(lm=lm, layout=lay, t=9)
+    assert torch.equal(generate(sampler=Sampler(temperature=0), **greedy), generate(sampler=Sampler(temperature=0, window=3, ratio=0.), **greedy))
+
+def test_a_second_draw_is_from_the_whole_distribution():
+    "Also where the filters leave the first no choice, and whatever the first noise was"
+    p = torch.tensor([.4,.3,.2,.1])
+    logits,noise = p.log().expand(40_000,1,4),torch.rand(40_000, 1, 4, generator=torch.Generator().manual_seed(0))
+    for samp in (Sampler(top_k=1), Sampler(top_k=0), Sampler(top_k=2, top_p=.5)):
+        first = sample(logits, torch.ones(4).bool(), samp, noise)
+        again = sample_anew(first, torch.ones_like(first).bool(), logits, torch.ones(4).bool(), samp, noise)
+        for i in first.unique():
+            got = again[first==i].bincount(minlength=4)/(first==i).sum()
+            assert (got-p).abs().max() < 4*(.25/int((first==i).sum()))**.5
+    one = torch.ones_like(noise)-2**-24
+    for u in (one, one*0): assert 0<=float(fresh(u).min()) and float(fresh(u).max())<1
+
+@torch.inference_mode()
+def test_off_costs_nothing(monkeypatch):
+    "Without `end` and `window` a step does not even call what they need"
+    import soundlm.sample as m
+    def never(*a): raise AssertionError
+    for name in ('repeats','fresh','sample_anew','keep_end'): monkeypatch.setattr(m, name, never)
+    for lay in layouts: generate(LM(lay), lay, 3, seeds=0)
+
 def test_generate_leaves_the_model_as_it_was():
     lm = LM(layouts[0]).train()
     lm.trunk.blocks[0].eval()
@@ -277,6 +373,7 @@ def test_broken_weights_raise():
     lm.head.weight.data.fill_(torch.nan)
     with pytest.raises(SoundlmError, match='not finite'): generate(lm, layouts[0], 4)
 
-@pytest.mark.parametrize('kw', [dict(temperature=-1), dict(temperature=1e-6), dict(temperature=float('nan')), dict(top_k=-1), dict(top_k=1.5), dict(top_p=1.1), dict(top_p=-.1), dict(guidance=-1.), dict(guidance=float('nan'))], ids=str)
+@pytest.mark.parametrize('kw', [dict(temperature=-1), dict(temperature=1e-6), dict(temperature=float('nan')), dict(top_k=-1), dict(top_k=1.5), dict(top_p=1.1), dict(top_p=-.1), dict(guidance=-1.), dict(guidance=float('nan')),
+    dict(window=-1), dict(window=1.5), dict(window=float('nan')), dict(ratio=-.1), dict(ratio=1.1), dict(ratio=float('nan'))], ids=str)
 def test_bad_samplers_raise(kw):
     with pytest.raises(SoundlmError): Sampler(**kw)
