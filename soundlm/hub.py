@@ -20,7 +20,8 @@ twins = {'facebook/encodec_32khz':'encodec_32khz-tiny', 'hubertsiuzdak/snac_24kh
 
 # %% ../nbs/02_hub.ipynb #224d4a89
 kinds = {'mel-codec':'soundlm.codec:MelCodec', 'encodec':'soundlm.codec:EnCodec', 'snac':'soundlm.codec:Snac',
-    't5':'soundlm.music.text:TextEncoder', 'music-a':'soundlm.music.baseline:MusicA', 'probe':'soundlm.metrics:Probe'}
+    't5':'soundlm.music.text:TextEncoder', 'music-a':'soundlm.music.baseline:MusicA', 'probe':'soundlm.metrics:Probe',
+    'recogniser':'soundlm.metrics:Recogniser'}
 
 # %% ../nbs/02_hub.ipynb #a4014943
 def kind_of(

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['wilson', 'bootstrap_mean', 'mel_filters', 'mel_spectrogram', 'mel_distance', 'opus', 'by_codebook', 'perplexity',
            'Unigram', 'em_weights', 'Interpolated', 'summarise_nats', 'table_nll', 'nll', 'Probe', 'probe_size',
-           'probe_data', 'crop_and_gain', 'train_probe', 'probe_labels', 'accuracy', 'confusion', 'tempo', 'same_tempo',
-           'faults', 'through', 'codec_row', 'codec_table', 'show_value', 'markdown_table', 'write_report']
+           'probe_data', 'crop_and_gain', 'train_probe', 'probe_labels', 'accuracy', 'confusion', 'edit_distance',
+           'error_rate', 'Recogniser', 'recogniser_data', 'train_recogniser', 'auc', 'tempo', 'same_tempo', 'faults',
+           'through', 'codec_row', 'codec_table', 'show_value', 'markdown_table', 'write_report']
 
 # %% ../nbs/20_metrics.ipynb #b3f06f5a
 import io, json, math
@@ -258,6 +259,20 @@ def nll(
 def _conv(i, o, stride):
     return nn.Sequential(nn.Conv2d(i, o, 3, stride, 1, bias=False), nn.BatchNorm2d(o), nn.ReLU())
 
+def _bands(w, times): # log-mels, an eighth of the bands, 4w channels; `times` are the strides over time
+    sizes,strides = (1,w,2*w,8*w//3,4*w), zip((2,2,1,2), times)
+    return nn.Sequential(nn.BatchNorm2d(1), *(_conv(i, o, s) for i,o,s in zip(sizes, sizes[1:], strides)))
+
+def _mix(i, h, kernels): # all bands at once, then over time
+    sizes = [i]+[h]*len(kernels)
+    return nn.Sequential(*(l for a,k in zip(sizes, kernels) for l in (nn.Conv1d(a, h, k, padding=k//2, bias=False), nn.BatchNorm1d(h), nn.ReLU())))
+
+def _heads(labels, d): # they start at zero: every label is equally likely
+    res = nn.ModuleDict({k: nn.Linear(d, len(v)) for k,v in labels.items()})
+    for head in res.values(): nn.init.zeros_(head.weight); nn.init.zeros_(head.bias)
+    return res
+
+# %% ../nbs/20_metrics.ipynb #b08c2862
 class Probe(nn.Module):
     "A small CNN on log-mels that names a clip's attributes, one linear head for each"
     def __init__(self,
@@ -269,30 +284,38 @@ class Probe(nn.Module):
         width:int=24, # Channels of the first convolution
         hidden:int=128, # Channels over time
         dropout:float=.3, # Before the heads
+        centre:bool=False, # Normalise what the heads see, which makes `embed` an embedding
     ):
         super().__init__()
-        self.config = dict(labels={k:list(v) for k,v in labels.items()}, sample_rate=sample_rate, n_fft=n_fft, hop=hop, n_mels=n_mels, width=width, hidden=hidden, dropout=dropout)
-        self.labels,w,h = self.config['labels'], width, hidden
-        self.bands = nn.Sequential(nn.BatchNorm2d(1), _conv(1,w,2), _conv(w,2*w,2), _conv(2*w,8*w//3,1), _conv(8*w//3,4*w,2))
-        self.time = nn.Sequential(nn.Conv1d(4*w*(n_mels//8), h, 1, bias=False), nn.BatchNorm1d(h), nn.ReLU(),
-                                  nn.Conv1d(h, h, 5, padding=2, bias=False), nn.BatchNorm1d(h), nn.ReLU())
-        self.drop,self.heads = nn.Dropout(dropout), nn.ModuleDict({k: nn.Linear(2*h, len(v)) for k,v in labels.items()})
-        for head in self.heads.values(): nn.init.zeros_(head.weight); nn.init.zeros_(head.bias)
+        self.config = dict(labels={k:list(v) for k,v in labels.items()}, sample_rate=sample_rate, n_fft=n_fft, hop=hop, n_mels=n_mels, width=width, hidden=hidden, dropout=dropout, centre=centre)
+        self.labels = self.config['labels']
+        self.bands,self.time = _bands(width, (2,2,1,2)), _mix(4*width*(n_mels//8), hidden, (1,5))
+        self.norm = nn.BatchNorm1d(2*hidden, affine=False) if centre else nn.Identity()
+        self.drop,self.heads = nn.Dropout(dropout), _heads(labels, 2*hidden)
 
-    def features(self,
-        wav:Tensor, # (…,n) audio at `sample_rate`
-    ) -> Tensor: # (…,n_mels,t) natural log of mel magnitudes, from -6.9 (silence) to about 0
-        "What the probe hears"
-        c = self.config
-        return (mel_spectrogram(wav, c['sample_rate'], c['n_fft'], c['hop'], c['n_mels'])+1e-3).log()
+    def pooled(self,
+        mels:Tensor, # (b,n_mels,t) from `features`
+    ) -> Tensor: # (b,2·hidden) mean and maximum over time
+        "What the heads see"
+        x = self.time(self.bands(mels[:,None].contiguous(memory_format=torch.channels_last)).flatten(1,2))
+        return self.norm(torch.cat([x.mean(-1), x.amax(-1)], -1))
 
     def forward(self,
         mels:Tensor, # (b,n_mels,t) from `features`
     ) -> dict: # attribute → (b,labels) logits
         "Logits of every head"
-        x = self.time(self.bands(mels[:,None].contiguous(memory_format=torch.channels_last)).flatten(1,2))
-        x = self.drop(torch.cat([x.mean(-1), x.amax(-1)], -1))
+        x = self.drop(self.pooled(mels))
         return {k: head(x).float() for k,head in self.heads.items()}
+
+# %% ../nbs/20_metrics.ipynb #aa8bf4df
+@patch
+def features(
+    self:Probe,
+    wav:Tensor, # (…,n) audio at `sample_rate`
+) -> Tensor: # (…,n_mels,t) natural log of mel magnitudes, from -6.9 (silence) to about 0
+    "What the probe hears"
+    c = self.config
+    return (mel_spectrogram(wav, c['sample_rate'], c['n_fft'], c['hop'], c['n_mels'])+1e-3).log()
 
 # %% ../nbs/20_metrics.ipynb #c46eb17d
 def probe_size(
@@ -416,6 +439,208 @@ def confusion(
 ) -> np.ndarray: # (n,n) counts: true label down, given label across
     "Confusion matrix"
     return np.bincount(np.asarray(want)*n+np.asarray(got), minlength=n*n).reshape(n,n)
+
+# %% ../nbs/20_metrics.ipynb #a689ed3b
+def edit_distance(
+    a, # (n,) words, or anything that can be compared
+    b, # (m,) words
+) -> int: # Substitutions, deletions and insertions
+    "How many words have to change until `a` is `b` (Levenshtein 1966)"
+    row = list(range(len(b)+1))
+    for i,x in enumerate(a, 1):
+        diagonal,row[0] = row[0], i
+        for j,y in enumerate(b, 1): diagonal,row[j] = row[j], min(row[j]+1, row[j-1]+1, diagonal+(x!=y))
+    return row[-1]
+
+# %% ../nbs/20_metrics.ipynb #2f4a2994
+def error_rate(
+    heard:list, # Per clip: the words that were heard, a list or a string
+    said:list, # Per clip: the words that were said
+    seed:int=0, # Of the bootstrap
+) -> dict: # 'clips', 'errors', 'words' and 'rate', a (rate, low, high)
+    "Word error rate with its interval over clips; raises `SoundlmError` where there is nothing to compare"
+    heard,said = ([o.split() if isinstance(o, str) else list(o) for o in side] for side in (heard, said))
+    if len(heard)!=len(said): raise SoundlmError(f"error_rate got {len(heard)} clips heard and {len(said)} said; expected as many")
+    if not all(said): raise SoundlmError("error_rate got a clip in which nothing is said; expected at least one word in each: count those apart")
+    errors,words = [edit_distance(a, b) for a,b in zip(heard, said)], [len(o) for o in said]
+    rate = bootstrap_mean([e/w for e,w in zip(errors, words)], words, seed=seed)
+    return dict(clips=len(said), errors=sum(errors), words=sum(words), rate=rate)
+
+# %% ../nbs/20_metrics.ipynb #954ba8ea
+class Recogniser(nn.Module):
+    "A small CNN on log-mels that names labels in their order (CTC, Graves et al. 2006), and attributes of the whole clip"
+    def __init__(self,
+        labels:list, # What it can hear, in order of the ids; the blank comes after them
+        heads:dict|None=None, # Attribute → list of its labels
+        sample_rate:int=8000, # Hz; other audio is resampled
+        n_fft:int=256, # STFT size in samples
+        hop:int=80, # Samples between frames; the labels come every fourth
+        n_mels:int=40, # Bands, a multiple of 8
+        width:int=16, # Channels of the first convolution
+        hidden:int=96, # Channels over time
+        dropout:float=.2, # Before labels and heads
+    ):
+        super().__init__()
+        self.labels,self.attributes = list(labels), {k:list(v) for k,v in (heads or {}).items()}
+        self.config = dict(labels=self.labels, heads=self.attributes, sample_rate=sample_rate, n_fft=n_fft, hop=hop, n_mels=n_mels, width=width, hidden=hidden, dropout=dropout)
+        self.bands,self.time = _bands(width, (2,2,1,1)), _mix(4*width*(n_mels//8), hidden, (1,7,7))
+        self.drop,self.spell = nn.Dropout(dropout), nn.Linear(hidden, len(self.labels)+1)
+        self.heads = _heads(self.attributes, 2*hidden)
+
+    def forward(self,
+        mels:Tensor, # (b,n_mels,t) from `features`
+        lengths:Tensor|None=None, # (b,) frames of each clip, where some are filled up
+    ) -> tuple: # ((b,⌈t/4⌉,labels+1) log-probabilities, attribute → (b,·) logits)
+        "What is said at every place, and what holds for the whole clip"
+        x = self.time(self.bands(mels[:,None].contiguous(memory_format=torch.channels_last)).flatten(1,2))
+        n = torch.full((len(x),), x.shape[-1], device=x.device) if lengths is None else (lengths+3)//4
+        here = x*(torch.arange(x.shape[-1], device=x.device)<n[:,None])[:,None]
+        whole = self.drop(torch.cat([here.sum(-1)/n[:,None], here.amax(-1)], -1))
+        return self.spell(self.drop(x.mT)).float().log_softmax(-1), {k: head(whole).float() for k,head in self.heads.items()}
+
+# %% ../nbs/20_metrics.ipynb #fc59b90d
+@patch
+def features(
+    self:Recogniser,
+    wav:Tensor, # (1,n) audio
+    sample_rate:int, # Hz
+) -> Tensor: # (1,n_mels,t) natural log of mel magnitudes
+    "What the recogniser hears; raises `AudioError` on empty or broken audio"
+    c = self.config
+    x = F.pad(resample(check(wav), sample_rate, c['sample_rate']), (c['sample_rate']//10,)*2)
+    return (mel_spectrogram(x, c['sample_rate'], c['n_fft'], c['hop'], c['n_mels'])+1e-3).log()
+
+@patch
+def spelt(
+    self:Recogniser,
+    ids, # (t,) label ids, the blank among them
+) -> list: # Labels
+    "Runs count once, blanks not at all"
+    ids = torch.unique_consecutive(torch.as_tensor(ids)).tolist()
+    return [self.labels[i] for i in ids if i<len(self.labels)]
+
+# %% ../nbs/20_metrics.ipynb #894c4043
+@torch.no_grad()
+def _listen(self, wav, sample_rate): # ((t,labels+1), attribute → (labels,)) of one clip
+    was = self.training; self.eval()
+    out,heads = self(self.features(wav, sample_rate).to(next(self.parameters()).device))
+    self.train(was)
+    return out[0], {k: v[0].softmax(-1) for k,v in heads.items()}
+
+@patch
+def predict(
+    self:Recogniser,
+    wav:Tensor, # (1,n) audio
+    sample_rate:int, # Hz
+) -> list: # Labels in order; empty where nothing is said
+    "What is said, by the likeliest label at each place; raises `AudioError` on empty or broken audio"
+    return self.spelt(_listen(self, wav, sample_rate)[0].argmax(-1))
+
+@patch
+def traits(
+    self:Recogniser,
+    wav:Tensor, # (1,n) audio
+    sample_rate:int, # Hz
+) -> dict: # Attribute → (label, probability)
+    "Name the attributes of the whole clip; raises `AudioError` on empty or broken audio"
+    return {k: (self.attributes[k][int(p.argmax())], float(p.max())) for k,p in _listen(self, wav, sample_rate)[1].items()}
+
+# %% ../nbs/20_metrics.ipynb #c1465907
+@patch
+def save(
+    self:Recogniser,
+    folder, # Where the part will be
+    card:str, # README.md, as `hub.card` renders
+) -> Path: # The folder
+    "Write weights (fp16), labels and card"
+    return hub.save(folder, hub.to_fp16(self.state_dict()), {'model_type':'recogniser'}|self.config, card)
+
+@patch(cls_method=True)
+def from_folder(
+    cls:Recogniser,
+    folder, # A folder that `save` wrote
+    **kw # None so far
+) -> Recogniser: # Ready to listen; raises `HubError` where the files are no recogniser
+    "Read a recogniser back, labels and all"
+    config = {k:v for k,v in hub.read_config(folder).items() if k!='model_type'}
+    res = cls(**config|kw)
+    res.load_state_dict(hub.read_weights(folder))
+    return res.float().eval()
+
+# %% ../nbs/20_metrics.ipynb #18471793
+def recogniser_data(
+    recogniser:Recogniser, # Says what features and labels look like
+    clips:Iterable, # (1,n) audio, its labels in order, and for the heads a dict of attributes; one that is missing is not asked for
+    sample_rate:int, # Hz of the audio
+    total:int|None=None, # How many, for the progress bar
+) -> list: # ((n_mels,t) fp16 log-mels, label ids, attribute → id or -100) of each clip
+    "Features and targets of clips of any length; raises `SoundlmError` for a label that the recogniser does not have"
+    def find(o, names):
+        if o not in names: raise SoundlmError(f"got label {o!r}; the recogniser knows {', '.join(map(str, names))}: train it anew")
+        return names.index(o)
+    res = []
+    for wav,words,*more in track(clips, 'Listening', total):
+        known = more[0] if more else {}
+        heads = {k: find(known[k], names) if k in known else -100 for k,names in recogniser.attributes.items()}
+        res.append((recogniser.features(wav, sample_rate)[0].half(), [find(o, recogniser.labels) for o in words], heads))
+    return res
+
+def _filled(items): # clips of different lengths as one batch: (b,n_mels,t) log-mels, (b,) frames
+    n = torch.tensor([o[0].shape[-1] for o in items])
+    return torch.stack([F.pad(o[0].float(), (0, int(n.max())-o[0].shape[-1]), value=math.log(1e-3)) for o in items]), n
+
+# %% ../nbs/20_metrics.ipynb #8e944d69
+def train_recogniser(
+    recogniser:Recogniser, # Changed in place
+    data:list, # From `recogniser_data`
+    steps:int=1500, # Batches
+    batch:int=32, # Clips a batch
+    lr:float=3e-3, # Peak of the one-cycle schedule
+    seed:int=0, # Of order and loudness
+) -> list: # Loss of each step
+    "AdamW, one cycle, CTC and the heads' cross-entropy; raises `SoundlmError` without a clip"
+    if not data: raise SoundlmError("train_recogniser got no clip; expected what recogniser_data gives")
+    g,dev,blank = torch_rng('recogniser', seed), next(recogniser.parameters()).device, len(recogniser.labels)
+    opt = torch.optim.AdamW(recogniser.parameters(), lr=lr, weight_decay=.02)
+    sched,losses = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps, pct_start=min(.9, max(.15, 2/steps))), []
+    recogniser.to(memory_format=torch.channels_last).train()
+    for _ in track(range(steps), 'Training the recogniser'):
+        some = [data[int(i)] for i in torch.randint(len(data), (batch,), generator=g)]
+        x,n = _filled(some); x = crop_and_gain(x, x.shape[-1], g)
+        with torch.autocast(dev.type, torch.bfloat16, enabled=dev.type=='cuda' or has_fast_bf16_cpu()): out,heads = recogniser(x.to(dev), n.to(dev))
+        words = torch.tensor([i for o in some for i in o[1]], dtype=torch.long)
+        loss = F.ctc_loss(out.transpose(0,1).cpu(), words, (n+3)//4, torch.tensor([len(o[1]) for o in some]), blank, zero_infinity=True)
+        for k,v in heads.items():
+            want = torch.tensor([o[2][k] for o in some], device=dev)
+            if (want>=0).any(): loss = loss+.3*F.cross_entropy(v, want, label_smoothing=.05).cpu()
+        opt.zero_grad(); loss.backward(); opt.step(); sched.step(); losses.append(loss.item())
+    recogniser.eval()
+    return losses
+
+# %% ../nbs/20_metrics.ipynb #c67a7ba2
+@patch
+@torch.no_grad()
+def embed(
+    self:Probe,
+    wav:Tensor, # (1,n) audio
+    sample_rate:int, # Hz
+) -> Tensor: # (2·hidden,) of length 1
+    "Where the clip lies among those that the probe tells apart; raises `AudioError` on empty or broken audio"
+    x = self.features(resample(check(wav), sample_rate, self.config['sample_rate']))
+    was = self.training; self.eval()
+    res = F.normalize(self.pooled(x.to(next(self.parameters()).device))[0].float(), dim=0)
+    self.train(was)
+    return res.cpu()
+
+# %% ../nbs/20_metrics.ipynb #84021648
+def auc(
+    high, # (n,) scores that should be high
+    low, # (m,) scores that should be low
+) -> float: # 0.5 is chance
+    "How often a score that should be high exceeds one that should be low; ties count half; raises `SoundlmError` where one is empty"
+    a,b = (np.sort(np.asarray(o, dtype=np.float64).ravel()) for o in (high, low))
+    if not (len(a) and len(b)): raise SoundlmError(f"auc got {len(a)} and {len(b)} scores; expected at least one of each")
+    return float((np.searchsorted(b, a)+np.searchsorted(b, a, 'right')).mean()/2/len(b))
 
 # %% ../nbs/20_metrics.ipynb #c8760986
 def tempo(

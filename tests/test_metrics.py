@@ -148,3 +148,90 @@ def test_report_is_whole_or_not_there(tmp_path):
     assert saved['rows']['A'][0]['y']==[1,.5,2] and {'commit','hardware','seed'}<=set(saved['meta']) and '## B' in p.read_text()
     (tmp_path/'file').write_text('')
     with pytest.raises(SoundlmError): metrics.write_report([dict(x=1)], tmp_path/'file'/'r', meta)
+
+def plain_distance(a, b):
+    if not a or not b: return len(a)+len(b)
+    return min(plain_distance(a[1:], b)+1, plain_distance(a, b[1:])+1, plain_distance(a[1:], b[1:])+(a[0]!=b[0]))
+
+def test_edit_distance_equals_the_definition_and_is_a_metric():
+    r = np.random.default_rng(0); words = [r.integers(3, size=n).tolist() for n in (0,1,2,3,4,5,5,4)]
+    for a in words:
+        for b in words:
+            d = metrics.edit_distance(a, b)
+            assert d==plain_distance(a, b)==metrics.edit_distance(b, a) and abs(len(a)-len(b))<=d<=max(len(a), len(b))
+            for c in words: assert d<=metrics.edit_distance(a, c)+metrics.edit_distance(c, b)
+
+def test_error_rate_weighs_words_and_holds_its_rate():
+    got = metrics.error_rate([['1'],[]], ['1', '2 3 4'])
+    assert got['errors']==3 and got['words']==4 and got['rate'][0]==.75 and got['rate'][1]<=.75<=got['rate'][2]
+    assert metrics.error_rate(['1 2 3'], ['1'])['rate'][0]==2      # insertions: beyond 1
+    assert metrics.error_rate(['1'], ['1'], seed=1)==metrics.error_rate([('1',)], [['1']])
+    with pytest.raises(SoundlmError): metrics.error_rate([], [])
+
+def test_auc_equals_all_pairs():
+    r = np.random.default_rng(0); a,b = r.integers(5, size=30), r.integers(4, size=20)
+    want = np.mean([(x>y)+.5*(x==y) for x in a for y in b])
+    assert metrics.auc(a, b)==pytest.approx(want) and metrics.auc(b, a)==pytest.approx(1-want)
+
+def little(**kw):
+    torch.manual_seed(0)
+    return metrics.Recogniser(['a','b'], dict(who=['x','y']), width=3, hidden=8, **kw)
+
+def test_recogniser_takes_any_length_and_rate():
+    r = little()
+    for n,sr in ((SR,SR), (1,SR), (7000,8000), (SR*2,44100), (24000,24000)):
+        assert set(r.predict(noise(1,n), sr)) <= {'a','b'} and r.traits(noise(1,n), sr)['who'][0] in 'xy'
+        assert r(r.features(noise(1,n), sr))[0].shape[1] == -(-r.features(noise(1,n), sr).shape[-1]//4)
+    for bad in (torch.zeros(1,0), torch.full((1,100), float('nan'))):
+        with pytest.raises(AudioError): r.predict(bad, SR)
+
+def test_recogniser_hears_nothing_above_four_kilohertz():
+    t = torch.arange(24000)/24000; low = .2*torch.sin(2*math.pi*440*t)[None]
+    r = little(); a,b = r.features(low, 24000), r.features(low+.2*torch.sin(2*math.pi*7000*t)[None], 24000)
+    assert (a-b)[...,20:-20].abs().max()<.3
+
+def test_recogniser_pools_only_what_is_there():
+    "A clip filled up with zeros has the same head logits wherever the filling cannot be seen by the convolutions"
+    r = little().eval(); x = torch.randn(1,40,200)-4; wide = torch.nn.functional.pad(x, (0,200), value=math.log(1e-3))
+    for m in r.time: 
+        if isinstance(m, torch.nn.Conv1d): m.weight.data[..., torch.arange(m.kernel_size[0])!=m.kernel_size[0]//2] = 0
+    torch.nn.init.normal_(r.heads['who'].weight)
+    a,b = r(x)[1]['who'], r(wide, torch.tensor([200]))[1]['who']
+    assert (a-b).abs().max() < .1*a.abs().max()+.05
+
+def test_recogniser_training_is_reproducible_and_bad_labels_are_refused(tmp_path):
+    clips = [(noise(.3,8000,i), ['a','b'][:i%3], dict(who='xy'[i%2]) if i else {}) for i in range(6)]
+    def run():
+        r = little(); return metrics.train_recogniser(r, metrics.recogniser_data(r, clips, 8000), steps=4, batch=4)
+    assert run()==run() and all(math.isfinite(v) for v in run())
+    with pytest.raises(SoundlmError, match="'c'"): metrics.recogniser_data(little(), [(noise(.3,8000), ['c'])], 8000)
+    little().save(tmp_path/'r', '# r'); assert hub.load(str(tmp_path/'r')).labels==['a','b']
+
+def test_probe_embedding():
+    torch.manual_seed(0); p = metrics.Probe(dict(a=['x','y']), width=3, hidden=8, centre=True)
+    e = p.embed(noise(), SR); assert e.shape==(16,) and float(e.norm())==pytest.approx(1) and not e.requires_grad
+    assert torch.equal(e, p.embed(noise(), SR)) and p.training
+    with pytest.raises(AudioError): p.embed(torch.zeros(1,0), SR)
+
+def test_shipped_speech_probes():
+    for name,most in (('probe-digits',.5),('probe-voices',.7)):
+        assert (hub.path(name)/'model.safetensors').stat().st_size < most*2**20
+    ears = hub.load('probe-digits')
+    assert ears.labels=='zero one two three four five six seven eight nine'.split() and ears.attributes['speaker']==['george','jackson','lucas','nicolas','yweweler']
+    for level in (0,1e-3): assert ears.predict(noise(1,24000,level=level), 24000)==[]
+    from soundlm.omni import corpus
+    p = hub.load('probe-voices'); names = p.labels['voice'][::8]
+    e = torch.stack([p.embed(corpus.speak_as(t, v), 24000) for v in names for t in ('the quick brown fox', 'where is my yellow umbrella')])
+    cos,same = e@e.T, torch.arange(len(e))[:,None]//2==torch.arange(len(e))//2
+    pairs = torch.ones_like(same).triu(1)
+    assert metrics.auc(cos[same&pairs], cos[~same&pairs]) > .93
+
+def test_shipped_ears_on_held_out_takes(data):
+    data('speech', 'fsdd')
+    from soundlm.omni import corpus
+    ears = hub.load('probe-digits')
+    held = [(d,s,corpus.take(d, s, n)) for d in range(10) for s in corpus.recorded for n in (5,9)]
+    assert np.mean([ears.predict(w, 24000)==[corpus.digits[d]] for d,_,w in held])>=.96
+    assert np.mean([ears.traits(w, 24000)['speaker'][0]==s for _,s,w in held])>=.94
+    clips = list(corpus.DigitStrings('test', 60))
+    assert metrics.error_rate([ears.predict(c.wav(), 24000) for c in clips], [c.text for c in clips])['rate'][0]<=.03
