@@ -19,7 +19,7 @@ twins = {'facebook/encodec_32khz':'encodec_32khz-tiny', 'hubertsiuzdak/snac_24kh
     'HuggingFaceTB/SmolLM-135M':'bpe-tiny'}
 
 # %% ../nbs/02_hub.ipynb #224d4a89
-kinds = {'mel-codec':'soundlm.codec:MelCodec', 'encodec':'soundlm.codec:EnCodec', 'snac':'soundlm.codec:Snac',
+kinds = {'mel-codec':'soundlm.codec:MelCodec', 'encodec':'soundlm.codec:EnCodec', 'snac':'soundlm.codec:Snac', 'bpe':'soundlm.omni.tokenizer:TextTokenizer', 'omni':'soundlm.omni.model:MultimodalLLM',
     't5':'soundlm.music.text:TextEncoder', 'music-a':'soundlm.music.baseline:MusicA', 'probe':'soundlm.metrics:Probe',
     'recogniser':'soundlm.metrics:Recogniser'}
 
@@ -113,10 +113,11 @@ def weight_files(
 def weights_sha(
     folder, # A part's folder
 ) -> str: # 12 hexadecimal digits
-    "Which weights exactly? The start of the SHA-256 of the weights file (of all of them, if sharded)"
+    "Which weights exactly? The start of the SHA-256 of the weights file (of all of them, if sharded); a tokenizer's file counts as its weights"
     import hashlib
     h = hashlib.sha256()
-    for path in weight_files(folder):
+    alone = (Path(folder)/'config.json').is_file() and kind_of(read_config(folder))=='bpe'
+    for path in [Path(folder)/'tokenizer.json'] if alone else weight_files(folder):
         with open(path, 'rb') as f:
             while block := f.read(1<<20): h.update(block)
     return h.hexdigest()[:12]
