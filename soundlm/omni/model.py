@@ -6,15 +6,15 @@
 __all__ = ['marker_names', 'MultimodalLLM', 'codebook_vectors', 'Writer', 'left_pad', 'to_qwen3', 'from_qwen3', 'qwen3_config',
            'read_qwen3', 'grow']
 
-# %% ../../omni_nbs/32_omni.model.ipynb #0546c96b
-import math
+# %% ../../omni_nbs/32_omni.model.ipynb #881da6c9
+import math, warnings
 from pathlib import Path
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 from .. import hub
-from ..core import HubError, SoundlmError, TokenError
+from ..core import HubError, SoundlmError, SoundlmWarning, TokenError
 from ..layout import Flat, Frame
 from ..nn import KVCache, Qwen3Block, RMSNorm, RoPE, Stack
 from ..sample import Sampler, generate
@@ -271,7 +271,7 @@ def left_pad(
     ids = torch.tensor([[pad]*(n - len(p)) + list(p) for p in prompts], device=device)
     return ids, torch.tensor([[False]*(n - len(p)) + [True]*len(p) for p in prompts], device=device)
 
-# %% ../../omni_nbs/32_omni.model.ipynb #c33f22cb
+# %% ../../omni_nbs/32_omni.model.ipynb #b839e381
 @patch
 @torch.inference_mode()
 def generate_audio(self:MultimodalLLM,
@@ -290,10 +290,12 @@ def generate_audio(self:MultimodalLLM,
     cond, mask = left_pad(prompts, m['pad'], device)
     codes = None if prompt is None else audio_tokenizer.to_codes(prompt)
     room = (self.context - cond.shape[1])//audio_tokenizer.period
-    if room < (max_frames or 1): raise SoundlmError(f"Got {cond.shape[1]} positions of text and {max_frames or 1} frames to make, the context of {self.context} leaves room for {max(0, room)}: shorten or split the text")
+    if room < 1: raise SoundlmError(f"Got {cond.shape[1]} positions of text, the context of {self.context} leaves no room for sound: shorten or split the text")
     t = min(max_frames or audio_tokenizer.max_frames, room)
     seq = generate(writer, writer.layout, t, cond, mask, sampler, codes, seeds, on_step)
     rows = [r[0, 0].cpu() + audio_tokenizer.base for r in writer.layout.trim(seq)]
+    if t < (max_frames or 0) and any(len(r) == t*audio_tokenizer.period for r in rows): # not ended, and the context is full
+        warnings.warn(f"Speech was cut at {t} of {max_frames} frames, where the context of {self.context} ends: split the text", SoundlmWarning, stacklevel=3)
     return rows if many else rows[0]
 
 # %% ../../omni_nbs/32_omni.model.ipynb #3a8b9c5a
