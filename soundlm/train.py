@@ -6,7 +6,7 @@
 __all__ = ['same_order', 'TrainConfig', 'check_config', 'permutation', 'order', 'Batches', 'StepSampler', 'lr_factor',
            'param_kinds', 'param_groups', 'MuonAdamW', 'make_optimizer', 'EMA', 'rng_state', 'set_rng_state',
            'kept_rng', 'count_tokens', 'loss_parts', 'LitLM', 'quiet_lightning', 'read_log', 'RunLog', 'SampleAudio',
-           'wandb_samples', 'show_bar', 'Report', 'stop_on_interrupt', 'make_loggers', 'make_checkpoints',
+           'wandb_samples', 'show_bar', 'Report', 'stop_on_interrupt', 'make_loggers', 'make_checkpoints', 'Last',
            'trainer_args', 'read_checkpoint', 'find_resume', 'TrainResult', 'smoke', 'fit', 'best_weights',
            'fit_batch_size']
 
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from fastcore.basics import patch
 import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from .core import Interrupted, SoundlmError, get_device, near, precision, rng, seed_everything
@@ -695,11 +696,19 @@ def make_checkpoints(
     out:Path, # Folder of the run
     validated:bool=True, # Is there a validation loss to choose by?
 ): # Lightning callback
-    "Keep the best few by validation loss, and the last one"
+    "Keep the best few by validation loss; without validation the last one"
     from lightning.pytorch.callbacks import ModelCheckpoint
     if not validated: return ModelCheckpoint(out, 'last', every_n_train_steps=config.val_every, enable_version_counter=False)
-    return ModelCheckpoint(out, 'step{step:06d}-loss{val/loss:.4f}', monitor='val/loss', save_top_k=config.ckpts, save_last=True,
+    return ModelCheckpoint(out, 'step{step:06d}-loss{val/loss:.4f}', monitor='val/loss', save_top_k=config.ckpts,
                            auto_insert_metric_name=False, enable_version_counter=False)
+
+# %% ../nbs/07_train.ipynb #bcb1de45
+class Last(Checkpoint):
+    "Write `last.ckpt` after every validation, whether it was the best or not: Lightning's `save_last` only follows the best ones"
+    def __init__(self,
+        out:Path, # Folder of the run
+    ): self.file = Path(out)/'last.ckpt'
+    def on_validation_end(self, trainer, pl_module): trainer.save_checkpoint(self.file)
 
 # %% ../nbs/07_train.ipynb #f8a9e5b5
 def trainer_args(
@@ -777,9 +786,9 @@ def fit(
     lit, keep = LitLM(lm, train_data, val_data, config), make_checkpoints(config, out, val)
     with quiet_lightning():
         trainer = L.Trainer(**trainer_args(config, out, val), logger=make_loggers(config, out, start),
-                            callbacks=[keep, *callbacks, Report()])
+                            callbacks=[keep, *([Last(out)] if val else []), *callbacks, Report()])
         with stop_on_interrupt(lit, out/'last.ckpt'): trainer.fit(lit, ckpt_path=path, weights_only=True if path else None)
-    if not val: trainer.save_checkpoint(out/'last.ckpt')
+    trainer.save_checkpoint(out/'last.ckpt')
     best = Path(keep.best_model_path) if val and keep.best_model_path else out/'last.ckpt'
     loss = float(keep.best_model_score) if val and keep.best_model_score is not None else math.nan
     return TrainResult(best, out/'last.ckpt', loss, read_log(out/'metrics.csv'), lit.seconds, lit.tokens, trainer.global_step, lit.skipped)

@@ -64,6 +64,19 @@ def test_killed_and_resumed_is_the_same_run(tmp_path, kw):
     assert read_checkpoint(tmp_path/'cut/last.ckpt')['global_step'] == 4
     same(whole, run(tmp_path/'cut', resume='auto', **kw))
 
+class Worse(Tiny):
+    "Says that every validation was worse than the one before"
+    def loss(self, batch):
+        if self.training: return super().loss(batch)
+        self.asked = getattr(self, 'asked', 0) + 1
+        return dict(loss=torch.tensor(float(self.asked)), tokens=1)
+
+def test_last_is_the_last_and_not_the_best(tmp_path):
+    seed_everything(1)
+    res = run(tmp_path, lm=Worse(), ckpts=1)
+    assert read_checkpoint(res.best)['global_step'] == 4
+    assert read_checkpoint(res.last)['global_step'] == 12
+
 @pytest.mark.parametrize('step,accumulate', [(6, 2), (8, 2), (5, 1)], ids=['between', 'validation due', 'no accumulation'])
 def test_ctrl_c_keeps_a_checkpoint(tmp_path, step, accumulate):
     whole, before = run(tmp_path/'whole', accumulate=accumulate), signal.getsignal(signal.SIGINT)
