@@ -415,7 +415,7 @@ def stream_to(
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return n/sample_rate, first or 0.
 
-# %% ../nbs/80_cli.ipynb #6f6ca663
+# %% ../nbs/80_cli.ipynb #92c153a6
 @command
 def speak(
     text:str|None=None, # What to say; without it, the five sentences of the mission
@@ -429,6 +429,7 @@ def speak(
     style:str='neutral', # neutral, flat, lively or whisper
     stream:bool=False, # Write the sound while it is being made, and say when it began
     seed:int=0, # Another seed, another way to say it
+    tries:int=1, # Say it so often, and keep what the model itself understands best
     temperature:float|None=None, # Higher is livelier and less clear; 0.7 by default
     top_k:int|None=None, # Draw from the k likeliest codes; 0: from all
     top_p:float|None=None, # Draw from the likeliest codes that hold this share; 0: from all
@@ -437,6 +438,7 @@ def speak(
 ):
     "Say a text, by a named voice or like somebody in a clip."
     out = check_speech(text, out, stream)
+    if tries<1 or stream and tries>1: raise SoundlmError(f"Got --tries {tries}, expected at least 1, and no more with --stream: what is out cannot be taken back")
     m = voice_model(model, device)
     from soundlm.audio import save
     from soundlm.omni.generate import mission, speech
@@ -445,7 +447,7 @@ def speak(
     manner, paths = dict(language=language, rate=rate, pitch=pitch, style=style), [out]
     if stream: length,first = stream_to(chunks_of(m, text, voice, seed, sampler, **manner), out, hz)
     else:
-        wavs = m.speak(list(mission) if text is None else [text], voice, seed=seed, sampler=sampler, **manner)
+        wavs = m.speak(list(mission) if text is None else [text], voice, seed=seed, sampler=sampler, tries=tries, **manner)
         if text is None: paths = [out/f'sample_{i+1}.wav' for i in range(len(wavs))]
         for p,w in zip(paths, wavs): save(p, w, hz)
         length = sum(w.shape[-1] for w in wavs)/hz
@@ -827,7 +829,7 @@ def train_encodec(
 def train_snac(
     out:Path, # Folder of the run
     resume:bool=False, # Go on with the run in `out`
-    steps:int=9000, # Of both phases: 6,500 without the codebooks and 2,500 with them, or in that proportion
+    steps:int=5300, # Of both phases: 4,000 without the codebooks and 1,300 with them, or in that proportion
     seed:int=0, # Of start and order
     clips:int=1500, # Strings of digits, and sentences, beside the recordings
     batch_size:int=4, # Excerpts in a batch
@@ -843,7 +845,7 @@ def train_snac(
     torch.manual_seed(seed)
     model = SNAC(24_000, 8, [2,4,8,8], None, 192, [8,8,4,2], attn_window_size=None, codebook_size=4096, vq_strides=[4,2,1], depthwise=False)
     speech = [p for w in speech_clips(clips, clips, 21) for p in w.split(72_000, -1) if p.shape[-1]>=4800] # or long ones are drawn as seldom as a digit
-    first = max(1, steps*65//90)
+    first = max(1, steps*40//53)
     t = train_codec(model, out, 24_000, speech, (6144, batch_size), (first, max(1, steps-first)), speech[::4], seed, device)
     return save_snac(t, held_speech(), out/'snac_24khz-tiny', _speech_data)
 

@@ -109,6 +109,12 @@ def test_silence_where_nothing_comes(lm, monkeypatch):
 
 def test_only_legal_ids(lm): assert G.validity_report(lm, 40, batch=4)['illegal']==0
 
+def test_the_clearest_take(lm, monkeypatch):
+    monkeypatch.setattr(MultimodalLLM, 'heard_ids', lambda self, wavs: ['no','hello','hello'])
+    assert lm.clearest(['hello']*3, [torch.zeros(0)]*3, 3)==[1]
+    assert torch.equal(lm.speak('hello', tries=3), lm.speak('hello', seed=7919))
+    with pytest.raises(SoundlmError, match='tries=0'): lm.speak('hello', tries=0)
+
 def test_repetition_aware(lm):
     s = Sampler(.7, 40, window=4)
     assert lm.speak('hello', sampler=s).shape[0]==1
@@ -237,7 +243,7 @@ def test_clone_on_the_command_line(here):
 @pytest.mark.parametrize('words,said', [
     (('speak',''),'words or digits'), (('speak','你好'),'spell them out'), (('speak','hello','--voice','ana'),'Did you mean anna?'), (('speak','hello','--voice','no.wav'),'there is none'),
     (('speak','hello','--rate','quick'),'slow'), (('speak','hello','-o','x.doc'),'ends in'), (('speak','hello','--stream','-o','x.mp3'),'ends in'), (('speak','hello','-o','-'),'--stream'),
-    (('speak','--stream'),'without a text'), (('speak','hello','--model','bpe-tiny'),'does not speak'), (('speak','hello','--temperature','-1'),'temperature'),
+    (('speak','--stream'),'without a text'), (('speak','hello','--stream','--tries','2'),'taken back'), (('speak','hello','--model','bpe-tiny'),'does not speak'), (('speak','hello','--temperature','-1'),'temperature'),
     (('transcribe','no.wav'),'there is none'), (('transcribe','.'),'sound file'), (('train','omni','--tier','huge'),'tiny')])
 def test_faults(here, words, said):
     code,out = run(*words)
