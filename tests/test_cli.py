@@ -144,11 +144,32 @@ def test_train_music(here, monkeypatch):
     for word in ('steps','training_time','hardware','commit','validation_loss'): assert word in card
     assert run('train', 'music-a', '--tokens', 'tok', '--steps', '2', '-o', 'run')[0]==2, 'a run is not overwritten'
 
+def test_train_snac(here, monkeypatch):
+    "Both phases, the codebooks after each, and on with --resume; smaller codebooks, for few clips"
+    import snac, torch
+    real, noise = snac.SNAC, [torch.randn(1, 60_000, generator=torch.Generator().manual_seed(i))*.1 for i in range(9)]
+    monkeypatch.setattr(snac, 'SNAC', lambda *a, **kw: real(*a, **kw|dict(codebook_size=32)))
+    monkeypatch.setattr(cli, 'speech_clips', lambda *a: noise)
+    monkeypatch.setattr(cli, 'held_speech', lambda: noise[:1])
+    words = 'train', 'snac_24khz-tiny', '--steps', '3', '--batch-size', '1', '-o', 'run'
+    assert 'snac_24khz-tiny' in good(*words)
+    folder = here/'run'/'snac_24khz-tiny'
+    assert "'codebooks again': 0" in (folder/'README.md').read_text() and (folder/'training.csv').exists()
+    code, out = run(*words)
+    assert code==2 and '--resume' in out
+    weights = (folder/'model.safetensors').read_bytes()
+    good(*words, '--resume')
+    assert (folder/'model.safetensors').read_bytes()==weights
+
 # --- reports
 def test_bench_codec(here):
     assert 'Wrote' in good('bench', 'codec', '--clips', '1', '-o', 'r')
     rep = json.loads((here/'r'/'codec.json').read_text())
     assert rep['meta']['command']=='soundlm bench codec' and 'mel_32khz' in json.dumps(rep['rows'])
+
+def test_bench_of_speech_codecs_needs_recordings(here):
+    code, out = run('bench', 'codec-speech', '-o', 'r')
+    assert code==2 and 'soundlm data' in out
 
 def test_bench_music(here):
     from soundlm.music import baseline
