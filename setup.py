@@ -14,7 +14,7 @@ core = '''torch>=2.9  fastcore>=1.8,<1.15 numpy>=1.26  transformers>=4.57  token
     typer>=0.15  rich>=13  matplotlib>=3.8'''.split()
 extras = dict(
     dev=cfg['nbdev_pins'].split() + '''jupyter  ipykernel  nbclient  pytest  hypothesis
-        sphinx>=8,<10  myst-nb>=1.3  furo  sphinx-mathjax-offline'''.split(),
+        sphinx>=8,<10  myst-nb>=1.3  furo  sphinx-mathjax-offline  espeakng-loader'''.split(), # notebooks speak with espeak-ng
     judges='laion-clap frechet-audio-distance encodec'.split(),
     speech=['espeakng-loader'], # espeak-ng is GPL, so it is never a core dependency
     gguf=['gguf>=0.17', 'accelerate'],
