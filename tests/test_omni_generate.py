@@ -110,7 +110,7 @@ def test_silence_where_nothing_comes(lm, monkeypatch):
 def test_only_legal_ids(lm): assert G.validity_report(lm, 40, batch=4)['illegal']==0
 
 def test_the_clearest_take(lm, monkeypatch):
-    monkeypatch.setattr(MultimodalLLM, 'heard_ids', lambda self, wavs: ['no','hello','hello'])
+    monkeypatch.setattr(MultimodalLLM, 'heard', lambda self, rows: ['no','hello','hello'])
     assert lm.clearest(['hello']*3, [torch.zeros(0)]*3, 3)==[1]
     assert torch.equal(lm.speak('hello', tries=3), lm.speak('hello', seed=7919))
     with pytest.raises(SoundlmError, match='tries=0'): lm.speak('hello', tries=0)

@@ -146,7 +146,7 @@ def phrases(
         out, wav = [*out, wav[:, :at]], wav[:, at:]
     return [*out, wav]
 
-# %% ../../omni_nbs/34_omni.generate.ipynb #92936f4a
+# %% ../../omni_nbs/34_omni.generate.ipynb #1b10d27e
 @patch
 def hearable(self:MultimodalLLM,
     audio, # A sound file, or samples: (n,) or (1,n), tensor or array
@@ -158,16 +158,15 @@ def hearable(self:MultimodalLLM,
     return level(trim(wav, self.sounds.sample_rate))
 
 @patch
-def heard_ids(self:MultimodalLLM,
-    wavs:list, # of (1,n) audio that is no longer than training's
+def heard(self:MultimodalLLM,
+    rows:list, # of (n,) audio ids, of clips no longer than training's
     batch:int=16, # Heard together
 ) -> list: # Texts
-    "Listen to several clips; those of one length together. Silence says nothing"
-    out, order = ['']*len(wavs), sorted((i for i, w in enumerate(wavs) if w.shape[-1]), key=lambda i: wavs[i].shape[-1])
+    "Listen to several clips; those of one length together. Silence, which has no ids, says nothing"
+    out, order = ['']*len(rows), sorted((i for i, r in enumerate(rows) if len(r)), key=lambda i: len(rows[i]))
     for i in range(0, len(order), batch):
         some = order[i:i + batch]
-        rows = self.generate_text([self.sounds.encode_audio(wavs[j]) for j in some], 48)
-        for j, row in zip(some, rows): out[j] = self.text.decode(row)
+        for j, ids in zip(some, self.generate_text([rows[j] for j in some], 48)): out[j] = self.text.decode(ids)
     return out
 
 @patch
@@ -181,7 +180,7 @@ def transcribe(self:MultimodalLLM,
     parts = [phrases(self.hearable(a, sample_rate), self.sounds.sample_rate, most) for a in (audio if many else [audio])]
     if n := sum(len(p) > 1 for p in parts):
         warnings.warn(f"{f'{n} clips are' if many else 'The clip is'} longer than {most:g} s: split at pauses, heard part by part", SoundlmWarning, stacklevel=3)
-    texts = iter(self.heard_ids([level(trim(w, self.sounds.sample_rate)) if w.shape[-1] else w for p in parts for w in p]))
+    texts = iter(self.heard([self.sounds.encode_audio(level(trim(w, self.sounds.sample_rate))) if w.shape[-1] else [] for p in parts for w in p]))
     out = [' '.join(filter(None, [next(texts) for _ in p])) for p in parts]
     return out if many else out[0]
 
@@ -212,7 +211,7 @@ def reference(self:MultimodalLLM,
     if not text: raise AudioError("Nothing was understood in the reference clip: expected somebody who speaks, or give its transcript")
     return Reference(self.sounds.encode_audio(first), text)
 
-# %% ../../omni_nbs/34_omni.generate.ipynb #3cd957df
+# %% ../../omni_nbs/34_omni.generate.ipynb #dbd0a7c4
 @patch
 def utter(self:MultimodalLLM,
     prompts:list, # Lists of ids: tags and words
@@ -220,7 +219,7 @@ def utter(self:MultimodalLLM,
     seeds:list, # One a prompt
     sampler:Sampler=speech, # How ids are drawn
     reference:Reference|None=None, # Whose voice goes on; its words are in the prompts already
-    batch:int=16, # Said together
+    batch:int=32, # Said together
     on_step=None, # Called with (positions done, seq); a true value ends a batch
 ) -> list: # (n,) audio ids of each, without the reference's
     "Prompts to audio ids, those of about one length together"
@@ -275,22 +274,20 @@ def who(self:MultimodalLLM,
     clip = not isinstance(voice, str) or Path(voice).suffix.lower() in ('.wav', '.flac', '.ogg', '.mp3')
     return self.reference(voice, text, sample_rate) if clip else choice('voice', voice, self.voices())
 
-# %% ../../omni_nbs/34_omni.generate.ipynb #2d907397
+# %% ../../omni_nbs/34_omni.generate.ipynb #b73c423b
 @patch
 def clearest(self:MultimodalLLM,
     texts:list, # In plain spelling, each `tries` times in a row
     rows:list, # (n,) audio ids of each
     tries:int, # Takes of one text
-    reference:Reference|None=None, # What they go on from
 ) -> list: # Index of the best take of each text
     "The takes that the model itself understands best; the first of equals. Raises SoundlmError for fewer than one"
     if tries < 1: raise SoundlmError(f"Got tries={tries}, expected at least 1")
     if tries == 1: return list(range(len(rows)))
-    heard = self.heard_ids([self.hearable(self.sound(r, reference)) for r in rows])
-    wrong = [edit_distance(h.split(), t.split()) for h, t in zip(heard, texts)]
+    wrong = [edit_distance(h.split(), t.split()) for h, t in zip(self.heard(rows), texts)]
     return [min(range(i, i + tries), key=wrong.__getitem__) for i in range(0, len(rows), tries)]
 
-# %% ../../omni_nbs/34_omni.generate.ipynb #38493eab
+# %% ../../omni_nbs/34_omni.generate.ipynb #a482ca32
 @patch
 def speak(self:MultimodalLLM,
     text, # What to say, or a list of texts
@@ -316,13 +313,14 @@ def speak(self:MultimodalLLM,
     flat = [o for p in parts for o in p]
     often = [o for o in flat for _ in range(tries)]
     rows = self.utter([ids for _, ids in often], [self.longest(t) for t, _ in often], [s + 7919*k for s in seeds for k in range(tries)], sampler, ref, on_step=on_step)
-    rows = [rows[i] for i in self.clearest([t for t, _ in often], rows, tries, ref)]
+    rows = [rows[i] for i in self.clearest([t for t, _ in often], rows, tries)]
     if late := [t for (t, _), r in zip(flat, rows) if not 0 < len(r) < self.longest(t)*self.sounds.period]:
         warnings.warn(f"{late[0]!r} did not come to its end (or to a beginning): try another seed", SoundlmWarning, stacklevel=3)
     wavs = iter([self.sound(r, ref) for r in rows])
     out = [joined([next(wavs) for _ in p], self.sounds.sample_rate) for p in parts]
     return out if many else out[0]
 
+# %% ../../omni_nbs/34_omni.generate.ipynb #49232b5b
 def joined(
     wavs:list, # of (1,n) audio
     sample_rate:int, # Hz
@@ -501,12 +499,12 @@ def mission_report(
     wavs = lm.speak(list(texts), voice, seed=seed)
     return [{'said': t, 'heard': h, 'word errors': edit_distance(h.split(), plain(t).split()), 'seconds': w.shape[-1]/24_000} for t, h, w in zip(texts, lm.transcribe(wavs), wavs)]
 
-# %% ../../omni_nbs/34_omni.generate.ipynb #63a55391
+# %% ../../omni_nbs/34_omni.generate.ipynb #e104e4e3
 def clones(
     lm:MultimodalLLM, # Speaks
     names:list, # Variants of espeak-ng
     seed:int=0, # Of texts and speech
-): # yields name, (1,n) reference, (1,n) clone, (1,n) the voice itself with the clone's text
+): # yields name, then (1,n) audio: the reference, the clone, the voice itself with the clone's text, and that after the codec
     "Each voice says one held-out sentence, the model another in that voice"
     def text(g):
         while not 3 <= len((t := sentence('en', g)).split()) <= 6 or split_of(t) == 'train': pass
@@ -515,8 +513,10 @@ def clones(
         g = rng('clones', name, seed)
         a, b = text(g), text(g)
         ref = speak_as(a, name)
-        yield name, ref, lm.speak(b, ref, reference_text=a, seed=seed), speak_as(b, name)
+        itself = speak_as(b, name)
+        yield name, ref, lm.speak(b, ref, reference_text=a, seed=seed), itself, lm.sounds.decode_audio(lm.sounds.encode_audio(itself))
 
+# %% ../../omni_nbs/34_omni.generate.ipynb #c1949dbc
 def cloning_report(
     lm:MultimodalLLM, # Speaks
     probe, # `hub.load('probe-voices')`
@@ -525,16 +525,15 @@ def cloning_report(
 ) -> list: # Dicts: all voices, those training had, those it had not
     "How much nearer a clone is to its reference than to somebody else's, as cosines"
     names = list(names or variants())
-    x = torch.stack([torch.stack([probe.embed(w, 24_000) for w in o[1:]]) for o in clones(lm, names, seed)]) # (n,3,d)
-    other = x[:, 0].roll(1, 0)
-    cos = {'clone and reference': (x[:, 1]*x[:, 0]).sum(-1), 'clone and another': (x[:, 1]*other).sum(-1), 'espeak and reference': (x[:, 2]*x[:, 0]).sum(-1), 'espeak and another': (x[:, 2]*other).sum(-1)}
+    x = torch.stack([torch.stack([probe.embed(w, 24_000) for w in o[1:]]) for o in clones(lm, names, seed)]) # (n,4,d)
+    own, other = ((x*ref[:, None]).sum(-1).numpy() for ref in (x[:, 0], x[:, 0].roll(1, 0))) # (n,4) cosines
     rows = []
     for what, on in (('all voices', lambda v: True), ('heard in training', lambda v: not unseen(v)), ('never heard', unseen)):
-        pick = torch.tensor([bool(on(v)) for v in names])
+        pick = np.array([bool(on(v)) for v in names])
         if not pick.any(): continue
-        c = {k: v[pick].numpy() for k, v in cos.items()}
-        gain = {f'{k}: difference': bootstrap_mean(c[f'{k} and reference'] - c[f'{k} and another'], seed=seed) for k in ('clone', 'espeak')}
-        rows.append({'voices': what, 'n': int(pick.sum()), **{k: float(v.mean()) for k, v in c.items()}, **gain})
+        for i, k in ((1, 'omni'), (3, 'espeak after the codec'), (2, 'espeak')):
+            a, b = own[pick, i], other[pick, i]
+            rows.append({'voices': what, 'n': int(pick.sum()), 'who goes on': k, 'own reference': float(a.mean()), "another's": float(b.mean()), 'difference': bootstrap_mean(a - b, seed=seed)})
     return rows
 
 # %% ../../omni_nbs/34_omni.generate.ipynb #b2c96cc4
@@ -583,7 +582,7 @@ def as_qwen3(
     qwen.load_state_dict(to_qwen3(lm))
     return qwen
 
-# %% ../../omni_nbs/34_omni.generate.ipynb #e72e129f
+# %% ../../omni_nbs/34_omni.generate.ipynb #1b864830
 def fastest(
     f, # What is timed
     repeats:int=3, # The fastest counts: machines are noisy
@@ -595,7 +594,7 @@ def fastest(
 
 def speed_report(
     lm:MultimodalLLM, # On the CPU
-    text:str='seven two nine four one six', # What is said
+    text:str='seven two nine four one zero', # What is said
     voice:str='george', # By whom
     repeats:int=3, # The fastest counts
 ) -> list: # Dicts with measure and value
