@@ -185,6 +185,53 @@ def test_sequences(text, audio, rows, most, audio_weight, text_weight, given_, j
             assert np.allclose(w[at + 1:answers.stop], a*g) and np.allclose(w[answers.stop:], t)
         if other is not None: assert rows[other][2] == rows[i][2] is not None and task == 'speak'
 
+def test_known_lengths(text, audio):
+    "Joins are decided by row, so that buckets hold what they were asked for; a side of a split keeps to itself"
+    rows = [('yes', 2 + i % 17, f'norbert{i % 4}', True) for i in range(120)]
+    d = quiet(store_of(audio, rows), text, audio, max_length=400, join=.6)
+    assert 20 < len(d.joined) < 110 and d.joined == d.joins() == quiet(store_of(audio, rows), text, audio, max_length=400, join=.6).joined
+    for k, (i, task) in enumerate(d.index):
+        o = d.joined.get((i, task))
+        assert 0 <= d.length(k) - len(d[k]['ids']) < 8 and len(d[k]['ids']) <= 400
+        if o is not None: assert task == 'speak' and rows[o][2] == rows[i][2] and len(d.ids[i]) + len(d.ids[o]) < 320 and d[k]['ids'][-1] == text.markers['/audio']
+    b = D.Buckets(d, 2000)
+    masks = [b.batch([i], rng(9))['mask'] for i in range(len(b))]
+    assert all(m.numel() <= 2000 for m in masks) and sum(m.sum() for m in masks)/sum(m.numel() for m in masks) > .9
+    for side in d.split('speaker', .5): assert {o for o in side.joined.values()} <= {i for i, _ in side.index} and side.joined
+    assert not quiet(store_of(audio, rows), text, audio).joined
+
+@some
+@given(rows=rows_.filter(lambda r: any(t and n <= 60 for t, n, *_ in r)), share=st.floats(0, 1), factors=st.lists(st.floats(0, 9), min_size=7, max_size=7))
+def test_slot_weights_and_unprompted(text, audio, rows, share, factors):
+    kw = dict(max_length=700, join=1., text_weight=3., given=0.)
+    a, b = (quiet(store_of(audio, rows), text, audio, **kw, **more) for more in ({}, dict(slot_weights=tuple(factors), unprompted=share)))
+    assert a.index == b.index and a.joined == b.joined
+    for k, (i, task) in enumerate(a.index):
+        x, y = a[k], b[k]
+        at = int((x['ids'] == text.markers['audio']).argmax())
+        bare = task == 'speak' and rng('drop', i).random() < share
+        keep = np.r_[0, at:len(x['ids'])] if bare else np.r_[:len(x['ids'])]
+        assert (y['ids'] == x['ids'][keep]).all() and (y['slot'] == x['slot'][keep]).all()
+        want = np.where(x['slot'] >= 0, x['weight']*np.float32(factors)[x['slot']], x['weight'])[keep]
+        assert np.allclose(y['weight'], want) and (not bare or y['ids'][:2].tolist() == [text.markers['speak'], text.markers['audio']])
+    with pytest.raises(SoundlmError, match='one for each of the 7'): quiet(store_of(audio, rows), text, audio, slot_weights=(1.,)*6)
+
+@pytest.mark.parametrize('most', [1, 3, 5])
+def test_words(most):
+    c = C.Words('train', 60, seed=2, most=most, nameless=.3)
+    items = [c[i] for i in range(60)]
+    assert {len(u.text.split()) for u in items} == set(range(1, most + 1)) and [u.text for u in items[:5]] == [C.Words('train', 5, 2, most, nameless=.3)[i].text for i in range(5)]
+    for u in items: assert set(u.text.split()) <= set(C.vocabulary(u.language)) and (u.speaker in C.synthetic or not C.unseen(u.speaker)) and u.attributes == C.ordinary | dict(clean=True)
+    assert len({u.id for u in items}) == 60 and [u.text for u in items] != [C.Words('valid', 60, 2, most)[i].text for i in range(60)]
+    with pytest.raises(IndexError): c[60]
+    with pytest.raises(SoundlmError, match='train, valid or test'): C.Words('dev')
+
+def test_draws_stay_as_they_were():
+    "Corpora are functions of their numbers: what was tokenized once must mean the same now"
+    assert [C.Sentences('train', 9)[i].text for i in range(3)] == ['thursday brown tonight brother', 'the rain of the name is very young', 'i need the quick snow']
+    w = C.Words('train', 9, seed=5, nameless=.2)
+    assert [(w[i].speaker, w[i].text) for i in range(3)] == [('carol', 'like bathroom'), ('m8', 'john'), ('anna', 'house friday ai')]
+
 @some
 @given(rows=rows_.filter(lambda r: any(t for t, *_ in r)), positions=st.integers(200, 3000))
 def test_batches(text, audio, rows, positions):

@@ -145,6 +145,20 @@ def test_guidance_runs():
     lm, tok = model(), Tokens()
     assert len(lm.generate_audio([[5, 6], [7]], tok, 3, Sampler(top_k=4, guidance=2.))) == 2
 
+def test_guidance_compares_with_no_text():
+    "The unconditional half is the prompt that training has without a text: what the text was, and how long, does not matter"
+    lm, tok = model(), Tokens()
+    m, writer = lm.markers, lm.speaking(tok)
+    got = []
+    for words in ([5, 6], [7, 8, 9, 4]):
+        cond, mask = left_pad([[m['speak'], *words, m['audio']], [m['speak'], 3, m['audio']]], m['pad'])
+        null, seen = writer.null_cond(cond, mask)
+        assert null.shape == seen.shape == cond.shape and [r[s].tolist() for r, s in zip(null, seen)] == [[m['speak'], m['audio']]]*2
+        got.append(writer.prefill(torch.zeros(2, 1, 0, dtype=torch.long), null, seen, writer.new_cache(2, 40)))
+    bare = torch.tensor([[m['speak'], m['audio']]])
+    want = writer.prefill(torch.zeros(1, 1, 0, dtype=torch.long), bare, None, writer.new_cache(1, 40))
+    for g in got: assert torch.allclose(g, want.expand_as(g), atol=1e-5)
+
 @pytest.mark.parametrize('call,say', [
     (lambda lm, tok: lm.generate_audio([], tok), 'empty text'), (lambda lm, tok: lm.generate_audio([[5], []], tok), 'empty text'),
     (lambda lm, tok: lm.generate_audio([V + 1], tok), 'text id'), (lambda lm, tok: lm.generate_audio([5]*500, tok), 'context of 400'),

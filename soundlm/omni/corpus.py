@@ -6,10 +6,10 @@
 __all__ = ['digits', 'recorded', 'mission', 'synthetic', 'rates', 'pitches', 'styles', 'ordinary', 'letters', 'columns',
            'Utterance', 'espeak_library', 'espeak', 'variants', 'trim', 'level', 'takes', 'take', 'roughen',
            'string_of_takes', 'DigitStrings', 'plain', 'vocabulary', 'sentence', 'split_of', 'unseen', 'speak_as',
-           'manner_of', 'Sentences', 'plain_audio', 'from_bytes', 'from_path', 'check_text', 'spell', 'read_rows',
-           'split_name', 'field_of', 'sound_of', 'utterance', 'folder_of', 'some', 'beside_table', 'ljspeech',
-           'librispeech', 'common_voice', 'audiofolder', 'layout_of', 'pairs_of', 'stream_of', 'from_hub', 'is_held',
-           'held_keys', 'split_pairs']
+           'manner_of', 'Sentences', 'Words', 'plain_audio', 'from_bytes', 'from_path', 'check_text', 'spell',
+           'read_rows', 'split_name', 'field_of', 'sound_of', 'utterance', 'folder_of', 'some', 'beside_table',
+           'ljspeech', 'librispeech', 'common_voice', 'audiofolder', 'layout_of', 'pairs_of', 'stream_of', 'from_hub',
+           'is_held', 'held_keys', 'split_pairs']
 
 # %% ../../omni_nbs/29_omni.corpus.ipynb #ddfa9b1e
 import csv, ctypes, io, json, re, threading, unicodedata, warnings
@@ -324,15 +324,36 @@ class Sentences:
         self.split, self.clips, self.seed, self.names, self.nameless, self.new = split, clips, seed, tuple(names), nameless, new
         if split not in ('train', 'valid', 'test'): raise SoundlmError(f"Got split {split!r}, expected train, valid or test")
     def __len__(self): return self.clips
+    def who(self, g): # draws (voice, language)
+        other = [v for v in variants() if unseen(v) == self.new]
+        name = str(g.choice(other)) if g.random() < self.nameless else str(g.choice(self.names))
+        return name, 'de' if synthetic.get(name, ('en',))[0] == 'de' else 'en'
     def __getitem__(self, i):
         if not 0 <= i < self.clips: raise IndexError(i)
         g = rng('sentences', self.split, self.seed, i)
-        other = [v for v in variants() if unseen(v) == self.new]
-        name = str(g.choice(other)) if g.random() < self.nameless else str(g.choice(self.names))
-        language = 'de' if synthetic.get(name, ('en',))[0] == 'de' else 'en'
+        name, language = self.who(g)
         while split_of(text := sentence(language, g)) != self.split: pass
         manner = manner_of(g) if name in synthetic else dict(ordinary)
         return Utterance(f'sentences-{self.split}-{self.seed}-{i}', text, partial(speak_as, text, name, **manner), self.split, name, language, manner | dict(clean=True))
+
+# %% ../../omni_nbs/29_omni.corpus.ipynb #cd2cedfe
+class Words(Sentences):
+    "One to three words of the grammar in any order, in the voices of `Sentences`, in the ordinary manner"
+    def __init__(self,
+        split:str='train', # Other splits draw other words
+        clips:int=1000, # How many
+        seed:int=0, # Of everything drawn
+        most:int=3, # Words in a clip
+        **kw, # names, nameless and new, as for `Sentences`
+    ):
+        super().__init__(split, clips, seed, **kw)
+        self.most = most
+    def __getitem__(self, i):
+        if not 0 <= i < self.clips: raise IndexError(i)
+        g = rng('words', self.split, self.seed, i)
+        name, language = self.who(g)
+        text = ' '.join(str(g.choice(vocabulary(language))) for _ in range(int(g.integers(1, self.most + 1))))
+        return Utterance(f'words-{self.split}-{self.seed}-{i}', text, partial(speak_as, text, name), self.split, name, language, ordinary | dict(clean=True))
 
 # %% ../../omni_nbs/29_omni.corpus.ipynb #73500317
 def plain_audio(

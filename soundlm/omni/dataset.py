@@ -101,20 +101,25 @@ class MultimodalDataset(torch.utils.data.Dataset):
         text_weight:float=.1, # Of text ids in the loss
         given:float=1., # Factor on the weights of the half that is given
         join:float=0., # Share of spoken examples that another utterance of the same nameless voice goes on
+        slot_weights:tuple|None=None, # Factors on the weights of audio ids, one for each place within a frame
+        unprompted:float=0., # Share of spoken examples without their text and tags, for guidance to compare with
         cache:Path|None=None, # Folder of the token store that is made of pairs
         normalise='auto', # `(text) -> text` before words become ids; None: as they are; 'auto': `plain` for our own text tokenizer
     ):
         self.text, self.audio, self.max_length, self.join = text_tokenizer, audio_tokenizer, max_length, join
         self.tasks = (tasks,) if isinstance(tasks, str) else tuple(tasks)
-        self.weights, self.given = dict(audio=audio_weight, text=text_weight), given
+        self.weights, self.given, self.unprompted = dict(audio=audio_weight, text=text_weight), given, unprompted
+        self.slot_weights = np.array(slot_weights or [1.]*audio_tokenizer.period, np.float32)
+        if len(self.slot_weights) != audio_tokenizer.period: raise SoundlmError(f"Got {len(self.slot_weights)} slot weights, expected one for each of the {audio_tokenizer.period} ids of a frame")
         self.normalise = (plain if '/' not in text_tokenizer.name else None) if normalise == 'auto' else normalise
         if audio_tokenizer.base < text_tokenizer.vocab_size: raise TokenError(f"Got audio ids from {audio_tokenizer.base} on beside {text_tokenizer.vocab_size} rows of text: put them side by side with `beside(text_tokenizer, codec)`")
         self.store = make_store(data, audio_tokenizer, audio_preprocessor, cache)
         self.ids, self.rows = [self.row_ids(i) for i in range(len(self.store))], [self.store.row(i) for i in range(len(self.store))]
         self.words = [self.row_words(r) for r in self.rows]
         self.index = self.choose()
+        self.joined = self.joins()
     def __len__(self): return len(self.index)
-    def __getitem__(self, i): return self.example(*self.index[i])
+    def __getitem__(self, i): return self.example(*self.index[i], self.joined.get(self.index[i]))
     def __repr__(self): return f"MultimodalDataset({len(self)} examples of {len(self.rows)} pairs, {' and '.join(self.tasks)}, at most {self.max_length} positions)"
 
 # %% ../../omni_nbs/31_omni.dataset.ipynb #d5d26b2d
@@ -211,11 +216,13 @@ def example(self:MultimodalDataset,
     if other is not None: words, audio = np.concatenate([words, self.words[other]]), np.concatenate([audio, self.ids[other]])
     head, tail = self.head_of(i, task, words, other is None), [] if task == 'speak' else [*words, m['end']]
     audio, cut = self.whole_frames(audio, self.max_length - len(head) - len(tail) - 2)
+    if task == 'speak' and self.unprompted and rng('drop', i).random() < self.unprompted: head = head[:1]
     sound = [m['audio'], *audio, *([] if cut else [m['/audio']])] # what is cut does not end
     ids = np.array([*head, *sound, *tail], np.int64)
     at, n = len(head), len(sound)
     weight, slot = np.full(len(ids), self.weights['text'], np.float32), np.full(len(ids), -1, np.int64)
     weight[at + 1:at + n], slot[at + 1:at + n] = self.weights['audio'], np.arange(n - 1) % self.audio.period
+    weight[slot >= 0] *= self.slot_weights[slot[slot >= 0]]
     weight[:at + 1 if task == 'speak' else at + n] *= self.given
     return dict(ids=ids, weight=weight, slot=slot)
 
@@ -245,13 +252,26 @@ def partner(self:MultimodalDataset,
     return other if len(self.words[i]) + len(self.words[other]) + 8 + self.audio.period <= self.max_length else None
 
 @patch
+def joins(self:MultimodalDataset) -> dict: # (row, task) → the row that goes on
+    "Who is joined with whom, decided once and for each row alone, where both together are short enough"
+    found = {(i, task): self.partner(i, task, rng('join', i)) for i, task in self.index if self.join}
+    return {(i, task): o for (i, task), o in found.items() if o is not None and len(self.ids[i]) + len(self.ids[o]) < .8*self.max_length}
+
+@patch
+def length(self:MultimodalDataset,
+    k:int, # Number of an example
+) -> int: # Positions
+    "How long an example is, at most a few positions less, before it is cut"
+    i, _ = self.index[k]
+    return 8 + sum(len(self.ids[r]) + len(self.words[r]) for r in (i, self.joined.get(self.index[k])) if r is not None)
+
+@patch
 def batch(self:MultimodalDataset,
     indices, # Of examples
-    g:np.random.Generator|None=None, # Decides which utterances go on
+    g:np.random.Generator|None=None, # Not used: everything is decided by row
 ) -> dict: # ids (b,n), mask (b,n), weight (b,n), slot (b,n)
     "What `soundlm.train` reads"
-    todo = [(*self.index[i], self.partner(*self.index[i], g)) for i in indices]
-    return collate([self.example(*o) for o in todo], self.text.markers['pad'])
+    return collate([self[i] for i in indices], self.text.markers['pad'])
 
 # %% ../../omni_nbs/31_omni.dataset.ipynb #13e178eb
 @patch
@@ -262,6 +282,7 @@ def part(self:MultimodalDataset,
     view = copy.copy(self)
     view.index = [(i, task) for i, task in self.index if keep(self.rows[i])]
     view.by_voice = voices_in(view.rows, view.index)
+    view.joined = view.joins()
     return view
 
 @patch
@@ -294,10 +315,10 @@ class Buckets:
         data:MultimodalDataset, # Whose examples
         positions:int=8192, # Of a batch, padding included
         seed:int=0, # Of the order within a length
-        noise:float=.1, # Lengths are blurred by this share, so that batches are not of one length alone
+        noise:float=.05, # Lengths are blurred by this share, so that batches are not of one length alone
     ):
         self.data, g = data, rng('buckets', seed)
-        size = np.array([len(data.ids[i]) + len(data.words[i]) + 8 for i, _ in data.index])
+        size = np.array([data.length(k) for k in range(len(data))])
         order = np.argsort(size*(1 + noise*g.random(len(size))), kind='stable')
         self.batches, now, top = [], [], 0
         for i in order:

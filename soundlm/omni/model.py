@@ -183,17 +183,18 @@ class Writer(nn.Module):
         lm:MultimodalLLM, # The model
         rows:Tensor, # (V,) row of each id of the layout
         layout, # Flat for text, Frame for audio, with an end
+        blank:tuple, # Ids of the prompt that asks for nothing
     ):
         super().__init__()
-        self.lm, self.layout, self.context = lm, layout, lm.context
+        self.lm, self.layout, self.context, self.blank = lm, layout, lm.context, blank
         self.register_buffer('rows', rows, persistent=False)
         self.register_buffer('head', lm.emb.weight.detach()[rows], persistent=False)
     def new_cache(self, batch, length): return self.lm.trunk.new_cache(batch, length)
     def prefix_slots(self, cond): return cond.shape[1] - 1 # the last id of the prompt is the start
-    def null_cond(self, cond, mask): # guidance: the same prompt, of which only the last id is seen
-        seen = torch.zeros_like(mask)
-        seen[:, -1:] = True
-        return cond, seen
+    def null_cond(self, cond, mask): # guidance: as training has it where the text is left out
+        none, seen, n = torch.full_like(cond, self.lm.markers['pad']), torch.zeros_like(mask), len(self.blank)
+        none[:, -n:], seen[:, -n:] = torch.tensor(self.blank, device=cond.device), True
+        return none, seen
 
 # %% ../../omni_nbs/32_omni.model.ipynb #7f4bf8a3
 @patch
@@ -230,13 +231,13 @@ def speaking(self:MultimodalLLM,
     if (tokenizer.base, tokenizer.vocab_size) != (self.vocab_size, self.audio_vocab_size):
         raise TokenError(f"Got audio ids {tokenizer.base}…{tokenizer.base + tokenizer.vocab_size - 1}, expected {self.vocab_size}…{self.vocab_size + self.audio_vocab_size - 1}: use the tokenizer this model was trained with")
     rows = torch.cat([torch.arange(self.vocab_size, self.vocab_size + self.audio_vocab_size), torch.tensor([self.markers['/audio']])])
-    return Writer(self, rows.to(self.emb.weight.device), tokenizer.layout)
+    return Writer(self, rows.to(self.emb.weight.device), tokenizer.layout, tuple(self.markers[k] for k in ('speak', 'audio')))
 
 @patch
 def reading(self:MultimodalLLM) -> Writer:
     "The model as one that writes text"
     rows = torch.cat([torch.arange(self.words), torch.tensor([self.markers['end']])])
-    return Writer(self, rows.to(self.emb.weight.device), Flat(1, self.words, end=True))
+    return Writer(self, rows.to(self.emb.weight.device), Flat(1, self.words, end=True), tuple(self.markers[k] for k in ('listen', 'audio', '/audio')))
 
 # %% ../../omni_nbs/32_omni.model.ipynb #eeeb4f3a
 @patch
