@@ -115,8 +115,8 @@ def test_text_windows_and_cache(tmp_path):
 
 def test_mission_run_starts_even(monkeypatch):
     monkeypatch.delenv('SOUNDLM_DATA', raising=False)
-    ours, theirs = mission_run(2, (1e-3,), length=16, windows=8, d_model=32, n_layers=1, batch_size=2)
-    assert abs(ours['loss_before'] - 10.80) < .02 and ours['loss_after'] < ours['loss_before'] and (theirs['ppl_before'], theirs['ppl_after']) == (49_105, 33_452)
+    ours, _ = mission_run(2, (1e-3,), length=16, windows=8, d_model=32, n_layers=1, batch_size=2)
+    assert abs(ours['loss_before'] - 10.80) < .02 and ours['loss_after'] < ours['loss_before']
 
 @pytest.mark.parametrize('tier,count', [(omni_tiny, 3_755_120), (omni_t4, 37_800_000), (omni_full, 440_500_000)])
 def test_sizes(tier, count):
