@@ -7,8 +7,8 @@ __all__ = ['same_order', 'TrainConfig', 'check_config', 'permutation', 'order', 
            'param_kinds', 'param_groups', 'MuonAdamW', 'make_optimizer', 'EMA', 'rng_state', 'set_rng_state',
            'kept_rng', 'count_tokens', 'loss_parts', 'LitLM', 'quiet_lightning', 'read_log', 'RunLog', 'SampleAudio',
            'wandb_samples', 'show_bar', 'Report', 'stop_on_interrupt', 'make_loggers', 'make_checkpoints', 'Last',
-           'trainer_args', 'read_checkpoint', 'find_resume', 'TrainResult', 'smoke', 'fit', 'best_weights',
-           'fit_batch_size']
+           'trainer_args', 'read_checkpoint', 'find_resume', 'check_resume', 'TrainResult', 'smoke', 'fit',
+           'best_weights', 'fit_batch_size']
 
 # %% ../nbs/07_train.ipynb #33fb1d9e
 import json, logging, math, os, random, signal, sys, threading, time, warnings
@@ -384,7 +384,8 @@ def on_train_batch_end(self:LitLM,
     if (batch_idx + 1) % self.config.accumulate: return
     if self.ema: self.ema.update(self.lm)
     self.count_skip()
-    row = {f'train/{k}': torch.stack([s[k] for s in self.sums]).mean() for k in self.sums[0]}
+    names = dict.fromkeys(k for s in self.sums for k in s) # a part may be missing where a micro-batch has nothing of it
+    row = {f'train/{k}': torch.stack([s[k] for s in self.sums if k in s]).mean() for k in names}
     self.log('train/loss', row.pop('train/loss'))
     self.log_dict({**row, **self.count_work()})
     self.save_if_asked()
@@ -651,7 +652,7 @@ def on_exception(self:Report,
 def save_if_asked(self:LitLM):
     "At the end of a step: save if Ctrl-C asked for it, unless a validation is due first"
     if self.stop_file is None or self.trainer.global_step % self.config.val_every == 0: return
-    self.trainer.save_checkpoint(self.stop_file)
+    self.trainer.save_checkpoint(self.stop_file, weights_only=False)
     self.stopping = True
 
 @patch
@@ -707,8 +708,10 @@ class Last(Checkpoint):
     "Write `last.ckpt` after every validation, whether it was the best or not: Lightning's `save_last` only follows the best ones"
     def __init__(self,
         out:Path, # Folder of the run
-    ): self.file = Path(out)/'last.ckpt'
-    def on_validation_end(self, trainer, pl_module): trainer.save_checkpoint(self.file)
+    ): self.file, self.step = Path(out)/'last.ckpt', None # step that it was written at
+    def on_validation_end(self, trainer, pl_module):
+        self.step = trainer.global_step
+        trainer.save_checkpoint(self.file, weights_only=False)
 
 # %% ../nbs/07_train.ipynb #f8a9e5b5
 def trainer_args(
@@ -743,6 +746,19 @@ def find_resume(
     if resume is None and last.exists(): raise SoundlmError(f"{out} holds a run already. Go on with resume='auto' (--resume), or choose another folder")
     if resume == 'auto': return last if last.exists() else None
     return None if resume is None else Path(resume)
+
+# %% ../nbs/07_train.ipynb #53838c45
+def check_resume(
+    path:Path, # Checkpoint to go on from
+    lm:nn.Module, # That is to go on
+) -> int: # Steps done by then
+    "Raises `SoundlmError` where the checkpoint is of a model with other tensors"
+    ck, shapes = read_checkpoint(path), lambda state: {k: tuple(v.shape) for k, v in state.items()}
+    mine, theirs = shapes(lm.state_dict()), shapes({k[3:]: v for k, v in ck['state_dict'].items() if k.startswith('lm.')})
+    bad = [k for k in mine | theirs if mine.get(k) != theirs.get(k)]
+    if not bad: return ck['global_step']
+    got, want = (o.get(bad[0], 'missing') for o in (theirs, mine))
+    raise SoundlmError(f'Got a checkpoint {path} where {bad[0]} is {got}, expected {want} as in this model: build the model it was trained with (its vocabulary, its sizes), or begin a new run without resume')
 
 # %% ../nbs/07_train.ipynb #0f6eeeee
 @dataclass
@@ -779,19 +795,20 @@ def fit(
     "Train a model. Raises `SoundlmError` on a loss that is not finite, on Ctrl-C, and where a run would be overwritten"
     out, config, val = Path(out), smoke(config), val_data is not None
     path = find_resume(out, resume)
-    start = read_checkpoint(path)['global_step'] if path else 0
+    start = check_resume(path, lm) if path else 0
     try: out.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise SoundlmError(f'Cannot write to {out} ({e.strerror}): choose a folder that can be written') from e
     seed_everything(config.seed)
-    lit, keep = LitLM(lm, train_data, val_data, config), make_checkpoints(config, out, val)
+    lit, keep, last = LitLM(lm, train_data, val_data, config), make_checkpoints(config, out, val), Last(out)
+    if path == last.file: last.step = start
     with quiet_lightning():
         trainer = L.Trainer(**trainer_args(config, out, val), logger=make_loggers(config, out, start),
-                            callbacks=[keep, *([Last(out)] if val else []), *callbacks, Report()])
+                            callbacks=[keep, *([last] if val else []), *callbacks, Report()])
         with stop_on_interrupt(lit, out/'last.ckpt'): trainer.fit(lit, ckpt_path=path, weights_only=True if path else None)
-    trainer.save_checkpoint(out/'last.ckpt')
-    best = Path(keep.best_model_path) if val and keep.best_model_path else out/'last.ckpt'
+    if trainer.global_step != last.step: trainer.save_checkpoint(last.file, weights_only=False) # one of this step is there, and counts the log's steps right
+    best = Path(keep.best_model_path) if val and keep.best_model_path else last.file
     loss = float(keep.best_model_score) if val and keep.best_model_score is not None else math.nan
-    return TrainResult(best, out/'last.ckpt', loss, read_log(out/'metrics.csv'), lit.seconds, lit.tokens, trainer.global_step, lit.skipped)
+    return TrainResult(best, last.file, loss, read_log(out/'metrics.csv'), lit.seconds, lit.tokens, trainer.global_step, lit.skipped)
 
 # %% ../nbs/07_train.ipynb #21751a4d
 def best_weights(

@@ -77,6 +77,17 @@ def test_last_is_the_last_and_not_the_best(tmp_path):
     assert read_checkpoint(res.best)['global_step'] == 4
     assert read_checkpoint(res.last)['global_step'] == 12
 
+class Parts(Tiny):
+    "Reports a part only where a batch has something of it, as a model of text and sound does"
+    def loss(self, batch):
+        out, even = super().loss(batch), int(batch['ids'][0, 0]) % 2
+        return out | {'even_loss' if even else 'odd_loss': torch.tensor(1. + even)}
+
+def test_parts_may_be_missing(tmp_path):
+    res = run(tmp_path, lm=Parts(), accumulate=3)
+    got = [{k: r[f'train/{k}_loss'] for k in ('even', 'odd') if f'train/{k}_loss' in r} for r in res.history if 'train/loss' in r]
+    assert any(len(g) == 2 for g in got) and all(g.get('even', 2.) == 2. and g.get('odd', 1.) == 1. for g in got)
+
 @pytest.mark.parametrize('step,accumulate', [(6, 2), (8, 2), (5, 1)], ids=['between', 'validation due', 'no accumulation'])
 def test_ctrl_c_keeps_a_checkpoint(tmp_path, step, accumulate):
     whole, before = run(tmp_path/'whole', accumulate=accumulate), signal.getsignal(signal.SIGINT)
@@ -100,6 +111,27 @@ def test_other_numbers_are_refused(tmp_path):
     with pytest.raises(SoundlmError, match='holds a run already'): run(tmp_path)
     for kw in (dict(seed=3), dict(batch_size=8), dict(accumulate=1), dict(optimizer='muon')):
         with pytest.raises(SoundlmError, match=f'trained with {next(iter(kw))}='): run(tmp_path, resume='auto', **kw)
+
+class Wide(Tiny):
+    "Of another vocabulary"
+    def __init__(self):
+        super().__init__()
+        self.emb, self.head = nn.Embedding(20, 16), nn.Linear(16, 20)
+
+class Deep(Tiny):
+    "With a layer more"
+    def __init__(self):
+        super().__init__()
+        self.more = nn.Linear(16, 16)
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    a = run(tmp_path/'a', steps=4)
+    for lm, say in ((Wide(), r'emb.weight is \(12, 16\), expected \(20, 16\)'), (Deep(), r'more.weight is missing, expected \(16, 16\)')):
+        with pytest.raises(SoundlmError, match=say): run(tmp_path/'b', resume=a.last, lm=lm, steps=4)
+        assert not (tmp_path/'b').exists()
+    deep = run(tmp_path/'deep', lm=Deep(), steps=4)
+    with pytest.raises(SoundlmError, match=r'more.weight is \(16, 16\), expected missing'): run(tmp_path/'b', resume=deep.last, steps=4)
+    assert run(tmp_path/'c', resume=a.last, steps=4).steps == 4
 
 # checkpoints
 def test_checkpoints(tmp_path):
