@@ -332,9 +332,12 @@ def decode(self:MelCodec,
     codes:Tensor|list, # (b,k,t) codes, or a list of (b,t·r)
     known:Tensor|None=None, # (b,1,m) first samples, that are out already and stay as they are
 ) -> Tensor: # (b,1,n) audio, `hop` samples a step
-    "Codes to audio, the same each time. Raises `TokenError` on codes that are not this codec's"
+    "Codes to audio, the same each time. Raises `TokenError` on codes that are not this codec's, `AudioError` on known samples that do not fit"
     z = self.dequantize([c.to(self.mean.device) for c in check_codes(codes, self)])
-    known = known if known is None else known[:, 0].to(self.mean.device)
+    if known is not None:
+        if known.ndim != 3 or known.shape[1] != 1 or known.shape[-1] > z.shape[1]*self.hop:
+            raise AudioError(f"Got known samples of shape {tuple(known.shape)}, expected (batch, 1, at most {z.shape[1]*self.hop}): no more than these codes make")
+        known = known[:, 0].to(self.mean.device)
     return self.synthesise(self.refiner(z) if self.refiner else z, known)[:, None]
 
 # %% ../nbs/03_codec.ipynb #e504886d

@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from torch import nn, Tensor
 from . import hub
 from .audio import check, describe, resample
-from .core import AudioError, SoundlmError, TokenError, atomic, has_fast_bf16_cpu, rng, seed_everything, torch_rng, track
+from .core import AudioError, HubError, SoundlmError, TokenError, atomic, has_fast_bf16_cpu, rng, seed_everything, torch_rng, track
 
 # %% ../nbs/20_metrics.ipynb #3cb3694a
 def wilson(
@@ -563,8 +563,10 @@ def from_folder(
 ) -> Recogniser: # Ready to listen; raises `HubError` where the files are no recogniser
     "Read a recogniser back, labels and all"
     config = {k:v for k,v in hub.read_config(folder).items() if k!='model_type'}
-    res = cls(**config|kw)
-    res.load_state_dict(hub.read_weights(folder))
+    try:
+        res = cls(**config|kw)
+        res.load_state_dict(hub.read_weights(folder))
+    except (TypeError, RuntimeError) as e: raise HubError(f"The files in {folder} make no recogniser ({' '.join(str(e).split())[:200]}): fetch or save the folder again") from None
     return res.float().eval()
 
 # %% ../nbs/20_metrics.ipynb #18471793

@@ -42,6 +42,15 @@ def test_real_snac_shapes():
     assert [c.shape for c in codes] == [(1, 6), (1, 12), (1, 24)] and sn.decode(codes).shape == (1, 1, 12288)
     assert abs(sn.frame_rate - 11.72) < .01 and sn.strides == (4, 2, 1)
 
+def test_known_samples_that_do_not_fit():
+    "As long as the sound is the most that can be known of it"
+    codec = MelCodec(16000, 320, 512, 32, (1,), 8).fit([noise(1, 16000)])
+    codes = codec.encode(noise(1, 1, 16000))[..., :6]
+    y = codec.decode(codes)
+    assert torch.equal(codec.decode(codes, y), y) and codec.decode(codes, y[..., :9]).shape == y.shape
+    for bad in (torch.zeros(1, 1, y.shape[-1] + 1), torch.zeros(1, y.shape[-1]), torch.zeros(1, 2, 8), torch.zeros(8)):
+        with pytest.raises(AudioError, match='known samples of shape'): codec.decode(codes, bad)
+
 @settings(max_examples=20, deadline=None)
 @given(n=st.integers(1, 9000), b=st.integers(1, 3))
 def test_any_length(n, b):

@@ -177,6 +177,13 @@ def little(**kw):
     torch.manual_seed(0)
     return metrics.Recogniser(['a','b'], dict(who=['x','y']), width=3, hidden=8, **kw)
 
+def test_recogniser_folder_that_does_not_fit(tmp_path):
+    folder = little().save(tmp_path/'r', '# ears'); good = json.loads((folder/'config.json').read_text())
+    assert hub.load(str(folder)).labels==['a','b']
+    for bad in (good|dict(hidden=16), good|dict(labels=['a','b','c']), good|dict(depth=3), {k:v for k,v in good.items() if k!='labels'}, good|dict(width='3')):
+        (folder/'config.json').write_text(json.dumps(bad))
+        with pytest.raises(HubError, match='make no recogniser'): metrics.Recogniser.from_folder(folder)
+
 def test_recogniser_takes_any_length_and_rate():
     r = little()
     for n,sr in ((SR,SR), (1,SR), (7000,8000), (SR*2,44100), (24000,24000)):
