@@ -1,4 +1,7 @@
 "What the notebook cannot hold: many frames, many shapes, Qwen3-0.6B's heads at full width"
+import warnings
+from types import SimpleNamespace
+
 import pytest, torch
 
 from soundlm import hub
@@ -141,9 +144,21 @@ def test_a_prompt_is_kept():
     got = lm.generate_audio([[5, 6], [7]], tok, 6, Sampler(top_k=4), prompt=start)
     assert all(torch.equal(g[:14], start) for g in got)
 
-def test_guidance_runs():
-    lm, tok = model(), Tokens()
-    assert len(lm.generate_audio([[5, 6], [7]], tok, 3, Sampler(top_k=4, guidance=2.))) == 2
+def test_guidance_weighs_the_text():
+    "1 is the model alone, more changes what is said, 0 leaves the text without a say"
+    lm, tok = model(loud=1., K=64), Tokens(K=64)
+    say = lambda words, guidance: lm.generate_audio(words, tok, 6, Sampler(top_k=4, guidance=guidance), seeds=[3]*len(words)) # both rows draw alike
+    plain, same, more, none = (say([[5, 6], [7, 8]], g) for g in (1., 1., 4., 0.))
+    assert all(torch.equal(a, b) for a, b in zip(plain, same)) and all(not torch.equal(a, b) for a, b in zip(plain, more))
+    assert not torch.equal(*plain) and torch.equal(*none) and torch.equal(none[0], say([[9, 4, 2], [1]], 0.)[0])
+
+def test_a_stuck_id_is_drawn_again():
+    "A model to which all ids are alike, and top-k 1: the same id for ever, unless what was said is looked at"
+    lm, tok = model(K=64), Tokens(K=64)
+    lm.emb.weight.data.zero_()
+    kinds = lambda ids: [len(c.unique()) for c in ids.view(-1, 7).T]
+    stuck, free = (lm.generate_audio([5, 6], tok, 10, Sampler(top_k=1, window=w), seeds=1) for w in (0, 4))
+    assert kinds(stuck) == [1]*7 and len(free) >= 35 and min(kinds(free)) > 2
 
 def test_guidance_compares_with_no_text():
     "The unconditional half is the prompt that training has without a text: what the text was, and how long, does not matter"
@@ -159,11 +174,15 @@ def test_guidance_compares_with_no_text():
     want = writer.prefill(torch.zeros(1, 1, 0, dtype=torch.long), bare, None, writer.new_cache(1, 40))
     for g in got: assert torch.allclose(g, want.expand_as(g), atol=1e-5)
 
+frame = [V + c*K for c in (0, 1, 2, 2, 1, 2, 2)]
 @pytest.mark.parametrize('call,say', [
     (lambda lm, tok: lm.generate_audio([], tok), 'empty text'), (lambda lm, tok: lm.generate_audio([[5], []], tok), 'empty text'),
     (lambda lm, tok: lm.generate_audio([V + 1], tok), 'text id'), (lambda lm, tok: lm.generate_audio([5]*500, tok), 'context of 400'),
     (lambda lm, tok: lm.generate_text([]), 'no audio'),
-    (lambda lm, tok: lm.generate_text([3]), 'audio id 3'), (lambda lm, tok: lm.generate_text([V]*399), 'split the audio'),
+    (lambda lm, tok: lm.generate_text([3]), 'audio id 3'), (lambda lm, tok: lm.generate_text(frame*57), 'split the audio'),
+    (lambda lm, tok: lm.generate_text(frame[:-1]), 'multiple of 7'), (lambda lm, tok: lm.generate_text([torch.tensor(frame), torch.tensor(frame*2).roll(1)]), 'in slot 0'),
+    (lambda lm, tok: lm.generate_text(frame + frame[::-1]), r'in slot 0 \(place 7\)'),
+    (lambda lm, tok: lm.generate_audio([5], tok, 0), 'max_frames=0'), (lambda lm, tok: lm.generate_audio([5], tok, -3), 'max_frames=-3'),
     (lambda lm, tok: lm.hidden(torch.zeros(1, 401, dtype=torch.long)), 'context holds 400')])
 def test_errors(call, say):
     with pytest.raises(SoundlmError, match=say): call(model(), Tokens())
@@ -174,6 +193,44 @@ def test_a_cut_is_said():
     with pytest.warns(SoundlmWarning, match='cut at 7 of 30 frames'):
         for seed in range(20): got = lm.generate_audio(text, tok, 30, Sampler(temperature=5., top_k=0), seeds=seed)
     assert len(got) <= 49
+
+def test_a_cut_is_said_only_where_there_was_one():
+    "Also where the tokenizer's longest was asked for; not where the answer ended, nor where it was as long as was asked for"
+    lm, tok, text = model(K=64), Tokens(K=64), list(range(1, 30))
+    lm.emb.weight.data.zero_()
+    lm.context, first = 80, Sampler(temperature=0)
+    with pytest.warns(SoundlmWarning, match='cut at 7 of 40 frames'): assert len(lm.generate_audio(text, tok, sampler=first)) == 49
+    ending = tok.layout.masks.clone()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert len(lm.generate_audio(text, tok, 7, first)) == 49
+        tok.layout.masks[0, :-1] = False # the end is all that may come
+        assert len(lm.generate_audio(text, tok, sampler=first)) == 0
+    tok.layout.masks.copy_(ending)
+
+def test_another_codec_of_the_same_sizes_is_refused():
+    lm, tok = model(), Tokens()
+    lm.parts = dict(codec=SimpleNamespace(name='ours', sha='aaaa'))
+    for name, sha, good in (('ours', 'aaaa', True), ('./where/it/lies', 'aaaa', True), ('theirs', 'bbbb', False), ('ours', 'bbbb', False)):
+        tok.codec = SimpleNamespace(name=name, sha=sha)
+        if good: assert lm.speaking(tok).layout is tok.layout
+        else:
+            with pytest.raises(TokenError, match=f"'{name}' .weights bbbb.*'ours' .weights aaaa"): lm.generate_audio([5], tok)
+
+@pytest.mark.parametrize('kw,say', [(dict(vocab_size=7), 'rows for at least'), (dict(vocab_size=3), 'rows for at least'), (dict(markers=dict(pad=1)), 'rows for at least'),
+    (dict(d_model=33), 'd_model=33 and n_heads=4'), (dict(d_model=36), 'heads of 9'), (dict(head_dim=5), 'heads of 5'), (dict(n_kv_heads=3), 'n_kv_heads=3'), (dict(audio_vocab_size=-1), 'audio_vocab_size=-1'),
+    (dict(rope_theta=0), 'rope_theta=0'), *((({k: v}), f'{k}={v}') for k in ('vocab_size', 'd_model', 'n_heads', 'n_kv_heads', 'd_ff', 'n_layers', 'context', 'codebook_size') for v in (0, -4, 1.5))])
+def test_numbers_that_make_no_model(kw, say):
+    with pytest.raises(SoundlmError, match=say): model(**kw)
+    assert model(d_model=33, head_dim=8)(torch.zeros(1, 2, dtype=torch.long)).shape[:2] == (1, 2)
+
+def test_a_folder_with_bad_numbers(tmp_path):
+    folder = model().save(tmp_path/'m', '')
+    good = (folder/'config.json').read_text()
+    for old, new in (('"n_layers": 2', '"n_layers": 0'), ('"n_layers": 2', '"n_layers": "2"'), ('"n_layers": 2', '"layers": 2')):
+        assert old in good
+        (folder/'config.json').write_text(good.replace(old, new))
+        with pytest.raises(HubError, match='makes no MultimodalLLM'): MultimodalLLM.from_folder(folder)
 
 def test_loss_counts_legal_ids_only():
     lm, lay = model(loud=1.), Tokens().layout

@@ -1,11 +1,11 @@
 "Streams: windows join without a seam, sizes are as asked for, the ids are those of one-shot generation, and whoever leaves stops the work"
-import gc, threading
+import gc, threading, warnings
 
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from soundlm import hub
 from soundlm.codec import EnCodec, Snac
-from soundlm.core import SoundlmError, TokenError
+from soundlm.core import SoundlmError, SoundlmWarning, TokenError
 from soundlm.metrics import mel_distance
 from soundlm.omni.corpus import speak_as
 from soundlm.omni.model import MultimodalLLM
@@ -207,9 +207,33 @@ def test_bad_requests(omni):
     for kw in (dict(first=0), dict(chunk=0)):
         with pytest.raises(SoundlmError, match='at least 1 frame'): next(stream(lm, ids, tok, **kw))
     with pytest.raises(SoundlmError, match='empty text'): next(stream(lm, [], tok))
+    with pytest.raises(SoundlmError, match='empty text'): next(stream(lm, [hub.load('bpe-tiny').id('<|voice:anna|>')], tok))
+    for bad in (10**6, -1, tok.base, tok.base + 9):
+        with pytest.raises(TokenError, match=f'text id {bad}'): next(stream(lm, [*ids, bad], tok))
+    for n in (0, -2):
+        with pytest.raises(SoundlmError, match=f'max_frames={n}'): next(stream(lm, ids, tok, max_frames=n))
     with pytest.raises(SoundlmError, match='split the text'): next(stream(lm, ids*300, tok))
     with pytest.raises(TokenError, match='expected'): next(stream(lm, ids, beside(hub.load('bpe-tiny'), tok.codec, offset='slot')))
     with pytest.raises(SoundlmError, match='prompt of 60'): next(stream(lm, ids, tok, prompt=tok.to_tokens(draw(tok.codec, 60))[0]))
+
+def test_a_cut_is_said(omni):
+    "Where the context ends before the sound does, and only there"
+    lm, ids, tok, _ = omni
+    fits = (lm.context - len(ids) - 2)//7
+    play = lambda *a, **kw: sum(o.shape[1] for o in stream(lm, ids, tok, *a, sampler=Sampler(temperature=0), **kw))//2048
+    ending, masks = tok.layout.end, tok.layout.masks.clone()
+    try:
+        tok.layout.masks[0, ending] = False # it never ends by itself
+        prompt = tok.to_tokens(draw(tok.codec, 3))[0]
+        for kw, frames, wanted in ((dict(), fits, tok.max_frames), (dict(max_frames=fits + 1), fits, fits + 1), (dict(prompt=prompt), fits - 3, tok.max_frames)):
+            with pytest.warns(SoundlmWarning, match=f'cut at {fits} of {wanted} frames'): assert play(**kw) == frames
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            assert play(max_frames=fits) == fits
+            assert play(max_frames=2) == 2 and play(stop=lambda: True) == 0
+            tok.layout.masks[0] = torch.arange(len(masks[0])) == ending
+            assert play() == 0
+    finally: tok.layout.masks.copy_(masks)
 
 def test_time_to_first(omni):
     lm, ids, tok, _ = omni
@@ -218,7 +242,10 @@ def test_time_to_first(omni):
         try: yield torch.zeros(1, 9)
         finally: closed.append(1)
     waits = time_to_first(begin, 2)
-    assert len(waits) == 2 and len(closed) == 2 and all(0 <= w < 60 for w in waits)
+    assert len(waits) == 2 and len(closed) == 2
+    steps = []
+    time_to_first(lambda: stream(lm, ids, tok, 2, 6, 20, stop=lambda: steps.append(1)), 2)
+    assert len(steps) == 2*3*7 # two frames of sound and one held back, of twenty; then it was closed
 
 def test_seams():
     t = torch.arange(6000)/24000

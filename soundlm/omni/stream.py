@@ -7,13 +7,13 @@ __all__ = ['placed_randn', 'placed_noise', 'part', 'StreamDecoder', 'seams', 'po
            'time_to_first']
 
 # %% ../../omni_nbs/35_omni.stream.ipynb #e93733c2
-import math, time
+import math, time, warnings
 from contextlib import closing, contextmanager
 import torch
 from fastcore.basics import patch
 from torch import Tensor
 from ..codec import MelCodec, Snac, check_codes
-from ..core import SoundlmError, torch_rng
+from ..core import SoundlmError, SoundlmWarning, torch_rng
 from ..sample import Decoder, Graphed, Sampler, check_run, evaluating, prefix_slots, rows_of
 
 # %% ../../omni_nbs/35_omni.stream.ipynb #b77ae23f
@@ -200,14 +200,16 @@ def stream(
 ): # Yields (1,n) audio
     "Sound while it is being made; closing the generator ends the work. Raises SoundlmError where text and audio do not fit the context"
     if min(first, chunk) < 1: raise SoundlmError(f"Got first={first} and chunk={chunk}, expected at least 1 frame")
-    if not len(text_tokens): raise SoundlmError("Got an empty text, expected something to say")
     m, writer, dec = lm.markers, lm.speaking(audio_tokenizer), StreamDecoder(audio_tokenizer.codec, **kw)
-    cond = torch.tensor([[m['speak'], *map(int, text_tokens), m['audio']]], device=lm.emb.weight.device)
+    cond = torch.tensor([[m['speak'], *lm.check_text(text_tokens), m['audio']]], device=lm.emb.weight.device)
     codes = None if prompt is None else audio_tokenizer.to_codes(prompt)
-    t = min(max_frames or audio_tokenizer.max_frames, (lm.context - cond.shape[1])//writer.layout.period)
-    if t < 1: raise SoundlmError(f"Got a text of {len(text_tokens)} ids, expected fewer: the context of {lm.context} has no room for sound after it; split the text")
+    t, cut = lm.room(cond.shape[1], audio_tokenizer, max_frames)
+    made = 0 if codes is None else codes[0].shape[1]*dec.hop # samples
     with closing(positions(writer, t, cond, sampler, codes, seed)) as run:
-        yield from sounds(dec, writer.layout, run, first, chunk, codes, stop)
+        for wav in sounds(dec, writer.layout, run, first, chunk, codes, stop):
+            made += wav.shape[1]
+            yield wav
+    if cut and made == t*dec.hop: warnings.warn(cut, SoundlmWarning, stacklevel=2)
 
 # %% ../../omni_nbs/35_omni.stream.ipynb #e4240c6a
 def sounds(
