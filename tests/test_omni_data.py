@@ -3,7 +3,7 @@ import json, warnings
 from types import SimpleNamespace
 
 import numpy as np, pytest, torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import assume, given, settings, strategies as st
 from soundlm import hub
 from soundlm.audio import save
 from soundlm.core import AudioError, SoundlmError, SoundlmWarning, TokenError, rng
@@ -235,8 +235,8 @@ def test_draws_stay_as_they_were():
 @some
 @given(rows=rows_.filter(lambda r: any(t for t, *_ in r)), positions=st.integers(200, 3000))
 def test_batches(text, audio, rows, positions):
-    d = quiet(store_of(audio, rows), text, audio, max_length=2000) if any(t and (n <= audio.max_frames or ok) for t, n, _, ok in rows) else None
-    if d is None: return
+    assume(any(t and (n <= audio.max_frames or ok) for t, n, _, ok in rows)) # something is left of it
+    d = quiet(store_of(audio, rows), text, audio, max_length=2000)
     buckets = D.Buckets(d, positions)
     assert sorted(i for b in buckets.batches for i in b) == list(range(len(d)))
     for i in range(len(buckets)):
