@@ -10,8 +10,10 @@ from soundlm import hub
 from soundlm.core import SoundlmError, TokenError
 from soundlm.layout import Frame
 from soundlm.omni.model import MultimodalLLM
-from soundlm.omni.trainer import (MultimodalPretrainingConfig, MultimodalPretrainingTrainer, Pages, TextDataset, as_data, build, evaluate, mission_run, omni_full,
-                                  omni_t4, omni_tiny, pack, transcripts)
+from soundlm.omni.trainer import (MultimodalPretrainingConfig, MultimodalPretrainingTrainer, Pages, Stage, TextDataset, as_data, build, evaluate, mission_run, omni_corpora, omni_full, omni_stages,
+                                  omni_t4, omni_tiny, pack, run_facts, run_stage, save_omni, transcripts)
+
+from soundlm.train import read_checkpoint
 
 from conftest import root
 
@@ -125,6 +127,45 @@ def test_sizes(tier, count):
     sizes = [sum(p.numel() for p in MultimodalLLM(**n | dict(n_layers=i, vocab_size=16, audio_vocab_size=0)).parameters()) for i in (1, 2)]
     total = sizes[0] + (sizes[1] - sizes[0])*(n['n_layers'] - 1) - 16*n['d_model'] + (14_336*n['d_model'] if tier is omni_tiny else 0)
     assert abs(total/count - 1) < (1e-9 if tier is omni_tiny else .002)
+
+def test_a_stage_is_the_beginning_of_its_schedule(tmp_path):
+    "Cut short and gone on with, a run is the run that was not cut; the rest of the schedule is never reached"
+    numbers = dict(device='cpu', precision='32-true', log_every=1, batch_size=4)
+    stage = Stage('first', 3, 12, lr=1e-2)
+    data = Pairs(), Pairs(5)
+    a = run_stage(m := lm(), replace(stage, steps=5), data, tmp_path/'a', **numbers)
+    one = run_stage(n := lm(), stage, data, tmp_path/'b', **numbers)
+    two = run_stage(n, replace(stage, steps=5, goes_on=True), data, tmp_path/'b', **numbers)
+    assert (a.steps, one.steps, two.steps) == (5, 3, 5)
+    assert [(r['step'], r['train/loss'], r['lr']) for r in a.history if 'train/loss' in r] == [(r['step'], r['train/loss'], r['lr']) for r in two.history if 'train/loss' in r]
+    assert all(torch.equal(p, q) for p, q in zip(m.parameters(), n.parameters()))
+    assert read_checkpoint(two.last)['global_step'] == 5 and run_stage(n, stage, data, tmp_path/'b', 'auto', **numbers).steps == 5
+    facts = run_facts([one.last, a.last])
+    assert facts['steps'] == '5 of 12 + 5 of 12' and float(facts['validation_loss']) > 0
+
+def test_the_recipe_names_what_there_is():
+    stages, corpora = omni_stages(), omni_corpora(.001)
+    assert {n for s in stages for n in s.stores + s.valid} == set(corpora)
+    assert [(s.steps, s.schedule, s.goes_on) for s in stages] == [(2000, 9000, False), (3000, 9000, True), (400, 1600, False), (5000, None, False)]
+    assert [(dict(s.data)['text_weight'], dict(s.data)['slot_weights'], dict(s.data)['unprompted']) for s in stages] == [(8., None, 0.)] + [(16., (8, 3, .7, .7, 3, .7, .7), .1)]*3
+    assert [s.steps for s in omni_stages(10)] == [4, 6, 1, 10] and type(corpora['w0']).__name__ == 'Words' and corpora['e0'].most == 2
+
+def test_a_checkpoint_becomes_a_model(tmp_path):
+    text, codec = hub.load('bpe-tiny'), hub.load('mel_24khz')
+    tiny = omni_tiny(d_model=32, n_heads=2, n_kv_heads=1, d_ff=64, n_layers=1, context=200)
+    from soundlm.omni.tokenizer import beside
+    m = build(text, beside(text, codec), tiny)
+    one = dict(ids=torch.arange(20)[None], weight=torch.ones(1, 20), slot=torch.full((1, 20), -1), mask=torch.ones(1, 20, dtype=torch.bool))
+    class One:
+        def __len__(self): return 2
+        def batch(self, indices, g=None): return one
+    res = run_stage(m, Stage(steps=2), (One(), One()), tmp_path/'run', device='cpu', precision='32-true', ema=.5)
+    out = save_omni([res.last], tmp_path/'model', {'digit errors': '4 %'}, text, codec, tiny, ema=False, threads=7)
+    card = (out/'README.md').read_text()
+    assert '| digit errors | 4 % |' in card and '| threads | 7 |' in card and codec.sha in card
+    back = hub.load(str(out))
+    assert all(torch.allclose(p, q, atol=1e-3) for p, q in zip(m.parameters(), back.parameters()))
+    assert any(not torch.equal(p, q) for p, q in zip(hub.load(str(save_omni([res.last], tmp_path/'averaged', (), text, codec, tiny))).parameters(), back.parameters()))
 
 def test_package_is_light_and_has_the_five():
     five = 'SNACTokenizer', 'MultimodalDataset', 'MultimodalLLM', 'MultimodalPretrainingConfig', 'MultimodalPretrainingTrainer'

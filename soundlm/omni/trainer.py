@@ -6,7 +6,7 @@
 __all__ = ['seed_run', 'MultimodalPretrainingConfig', 'check_numbers', 'Mix', 'origin', 'Collated', 'as_data', 'Pages',
            'evaluate', 'MultimodalPretrainingTrainer', 'build', 'pack', 'TextDataset', 'transcripts', 'stream_texts',
            'mission_run', 'omni_tiny', 'omni_t4', 'omni_full', 'omni_corpora', 'omni_tokens', 'Stage', 'omni_stages',
-           'omni_data', 'omni_recipe', 'omni_card', 'train_omni']
+           'omni_data', 'Until', 'omni_recipe', 'run_stage', 'run_facts', 'omni_card', 'save_omni', 'train_omni']
 
 # %% ../../omni_nbs/33_omni.trainer.ipynb #7aba4de1
 import math
@@ -16,14 +16,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastcore.basics import patch
+from lightning.pytorch.callbacks import Callback
 from .. import hub
 from ..core import HubError, SoundlmError, SoundlmWarning, TokenError, atomic, cache_dir, data_dir, has_fast_bf16_cpu, rng, text_sha
-from .corpus import DigitStrings, Sentences, sentence, split_of
+from .corpus import DigitStrings, Sentences, Words, sentence, split_of
 from .dataset import Buckets, MultimodalDataset
 from .model import MultimodalLLM
 from .tokenizer import beside, train_bpe
 from ..tokens import TokenStore
-from ..train import TrainConfig, best_weights, fit, kept_rng
+from ..train import TrainConfig, best_weights, fit, kept_rng, read_checkpoint
 
 # %% ../../omni_nbs/33_omni.trainer.ipynb #cb22357c
 @dataclass(frozen=True)
@@ -332,7 +333,7 @@ def mission_run(
 def omni_tiny(
     **kw, # Any keyword of `MultimodalLLM`
 ) -> dict: # 3.8M parameters
-    "The shipped model: two CPU cores, an hour"
+    "The shipped model: a CPU core, an hour"
     return dict(vocab_size=2048, audio_vocab_size=12_288, d_model=160, n_heads=4, n_kv_heads=2, d_ff=448, n_layers=5, context=1100) | kw
 
 def omni_t4(
@@ -351,11 +352,12 @@ def omni_full(
 def omni_corpora(
     share:float=1., # Of the clips
 ) -> dict: # name of a token store → corpus; 'dv' and 'sv' are for validation
-    "Digits in recorded voices, sentences in synthetic ones"
+    "Digits in recorded voices, sentences and single words in synthetic ones; e0 and w0 are the short ones"
     n = lambda clips: max(8, round(clips*share))
     return dict(dv=DigitStrings('valid', n(300)), sv=Sentences('valid', n(300)),
         d0=DigitStrings('train', n(12_000), rough=.5), s0=Sentences('train', n(16_000)),
-        d1=DigitStrings('train', n(16_000), seed=1, rough=.6), s1=Sentences('train', n(24_000), seed=1))
+        d1=DigitStrings('train', n(16_000), seed=1, rough=.6), s1=Sentences('train', n(24_000), seed=1),
+        e0=DigitStrings('train', n(10_000), seed=5, most=2), w0=Words('train', n(14_000), seed=5, nameless=.2))
 
 def omni_tokens(
     codec, # Loaded
@@ -369,23 +371,33 @@ def omni_tokens(
     return out
 
 # %% ../../omni_nbs/33_omni.trainer.ipynb #e6e3afc1
+_told = dict(max_length=700, text_weight=16., given=0., join=.5, slot_weights=(8, 3, .7, .7, 3, .7, .7), unprompted=.1)
+
 @dataclass(frozen=True)
 class Stage:
     "A stretch of the recipe: what is read, how, and for how long"
-    steps:int = 9000 # Optimiser steps
-    stores:tuple = ('d0', 's0', 'd1', 's1') # Names of token stores to train on
+    name:str = 'all' # What it is there for
+    steps:int = 5000 # Optimiser steps; of one that goes on, with those of the stage before
+    schedule:int|None = None # Steps of the schedule that these are the beginning of; None: it is run to its end
+    goes_on:bool = False # With the optimiser and the schedule of the stage before, not with its weights alone
+    stores:tuple = ('d0', 'd1', 's1', 'e0', 'w0') # Names of token stores to train on
     valid:tuple = ('dv', 'sv') # Names of those to validate with
     tasks:tuple = ('speak', 'listen') # Orders of a pair
     lr:float = 3e-3 # Highest learning rate
     positions:int = 4096 # Of a batch
-    data:tuple = (('max_length', 700), ('text_weight', 5.), ('given', 0.), ('join', .5)) # What `MultimodalDataset` is told
+    data:tuple = tuple(_told.items()) # What `MultimodalDataset` is told
 
 def omni_stages(
-    steps:int=9000, # Of the last one
+    steps:int=5000, # Of the last one; the others' are in proportion
 ) -> list: # of Stage
-    "The shipped model's stages"
-    return [Stage(steps)]
+    "The shipped model's stages: listening, weights on what words are made of, short words, all"
+    n = lambda of: max(1, round(of*steps/5000))
+    first = ('d0', 's0', 'd1', 's1')
+    evenly = tuple((_told | dict(text_weight=8., slot_weights=None, unprompted=0.)).items())
+    return [Stage('listen', n(2000), n(9000), stores=first, data=evenly), Stage('mixed', n(3000), n(9000), True, first),
+            Stage('short words', n(400), n(1600), stores=('e0', 'w0'), tasks=('speak',)), Stage('all', steps)]
 
+# %% ../../omni_nbs/33_omni.trainer.ipynb #e35eb3e4
 def omni_data(
     tokens:Path, # As `omni_tokens` makes it
     text, # A `TextTokenizer`
@@ -398,38 +410,86 @@ def omni_data(
         return Buckets(pairs, stage.positions)
     have = lambda names: [n for n in names if (Path(tokens)/n).is_dir()]
     train, valid = have(stage.stores), have(stage.valid)
-    if not train or not valid: raise SoundlmError(f"Got none of {stage.stores if not train else stage.valid} in {tokens}: make the stores with omni_tokens, or name others in the stage")
+    if not train or not valid: raise SoundlmError(f"Got none of {stage.stores if not train else stage.valid} in {tokens} for the stage {stage.name!r}: make the stores with omni_tokens, or name others in the stage")
     return Mix(*(read(n, tasks=stage.tasks) for n in train)), Mix(*(read(n, join=0.) for n in valid))
+
+class Until(Callback):
+    "Ends a run at a step, before its schedule does"
+    def __init__(self,
+        step:int, # The last one
+    ): self.step = step
+    def on_train_start(self, trainer, pl_module): trainer.should_stop |= trainer.global_step >= self.step
+    def on_train_batch_end(self, trainer, pl_module, *args): trainer.should_stop |= trainer.global_step >= self.step
 
 # %% ../../omni_nbs/33_omni.trainer.ipynb #a41dd91b
 def omni_recipe(
-    steps:int=9000, # Optimiser steps
+    steps:int=5000, # Of the schedule
     **kw, # Any field of `TrainConfig`
 ) -> TrainConfig:
-    "The numbers of the shipped run; a batch is one item"
+    "The numbers of the shipped runs; a batch is one item"
     bf16 = has_fast_bf16_cpu() and not torch.cuda.is_available()
     return TrainConfig(**dict(steps=steps, batch_size=1, accumulate=1, lr=3e-3, optimizer='muon', warmup=.04, weight_decay=.1, ema=.999 if steps > 1500 else 0.,
         precision='bf16-mixed' if bf16 else 'auto', val_every=max(1, min(500, steps//4)), log_every=20, ckpts=1) | kw)
 
+def run_stage(
+    lm:MultimodalLLM, # Trained in place
+    stage:Stage, # What to do
+    data:tuple, # (train, valid), as `omni_data` makes them
+    out:Path, # Folder of the run; of the stage before, where this one goes on
+    resume=None, # 'auto' to go on where an earlier run stopped
+    **kw, # Any field of `TrainConfig`
+): # TrainResult
+    "One stage, as far as it goes"
+    config = omni_recipe(stage.schedule or stage.steps, **dict(lr=stage.lr) | kw)
+    return fit(lm, *data, config, out, 'auto' if stage.goes_on else resume, [Until(stage.steps)])
+
+# %% ../../omni_nbs/33_omni.trainer.ipynb #db4090cc
+def run_facts(
+    checkpoints:list, # The last one of each run, in order
+) -> dict: # For a card
+    "What the checkpoints say of the runs that wrote them: steps, ids, time, validation"
+    cks = [read_checkpoint(p) for p in checkpoints]
+    own = [c['soundlm'] for c in cks]
+    steps = [f"{c['global_step']:,}" + (f" of {o['config']['steps']:,}" if c['global_step'] < o['config']['steps'] else '') for c, o in zip(cks, own)]
+    chosen = [v['current_score'] for k, v in cks[-1].get('callbacks', {}).items() if 'val/loss' in k and v.get('current_score') is not None]
+    return dict(steps=' + '.join(steps), ids_learnt=f"{sum(o['tokens'] for o in own):,}", training_time=f"{sum(o['seconds'] for o in own)/60:.0f} min",
+        precision=own[-1]['config']['precision'], threads=torch.get_num_threads()) | (dict(validation_loss=f'{float(chosen[0]):.3f}') if chosen else {})
+
 def omni_card(
     lm:MultimodalLLM, # Trained, with its parts
-    runs:list, # The `TrainResult` of each stage
-    results:list=(), # Rows of a table: what it reached
+    facts:dict, # As `run_facts` gives
+    results=(), # What it reached: a dict, or rows of a table
 ) -> str: # README.md of its folder
     "What it was made from, with what, for how long; no number is typed"
     c, p = lm.config, lm.parts
-    facts = dict(data='digits of FSDD in five recorded voices, sentences of a grammar in espeak-ng voices (29_omni.corpus), train split',
+    made = dict(data='digits of FSDD in five recorded voices, sentences and single words of a grammar in espeak-ng voices (29_omni.corpus), train split',
         codec=f"{p['codec'].name} ({p['codec'].sha})", text=f"{p['text'].name} ({p['text'].sha})", parameters=f'{sum(o.numel() for o in lm.parameters()):,}',
-        size=f"{c['d_model']} wide, {c['n_layers']} blocks, {c['n_heads']} heads, {c['n_kv_heads']} key/value heads", steps=' + '.join(str(r.steps) for r in runs),
-        ids_learnt=f'{sum(r.tokens for r in runs):,}', training_time=f'{sum(r.seconds for r in runs)/60:.0f} min', threads=torch.get_num_threads(), validation_loss=f'{runs[-1].val_loss:.3f}')
+        size=f"{c['d_model']} wide, {c['n_layers']} blocks, {c['n_heads']} heads, {c['n_kv_heads']} key/value heads")
     about = ('One Qwen3-style language model that speaks and listens: text to sound and sound to text over one vocabulary, trained by notebook 33. '
              'It knows the words of its grammar, ten digits, and the voices it was trained on; feeling beyond espeak\'s flat, lively and whispered manner would need labelled recordings.')
-    return hub.card('omni', about, facts | hub.provenance() | (dict(results=list(results)) if results else {}), license='cc-by-sa-4.0', tags=('text-to-speech', 'automatic-speech-recognition'))
+    return hub.card('omni', about, made | facts | hub.provenance() | (dict(results=results) if results else {}), license='cc-by-sa-4.0', tags=('text-to-speech', 'automatic-speech-recognition'))
+
+# %% ../../omni_nbs/33_omni.trainer.ipynb #2f828670
+def save_omni(
+    checkpoints:list, # The last one of each run, in order; the model is the last of them
+    folder:Path, # Where to
+    results=(), # For the card: a dict, or rows of a table
+    text='bpe-tiny', # Name of a text tokenizer, or one that is loaded
+    codec='mel_24khz', # Name of a codec, or one that is loaded
+    numbers:dict|None=None, # Of `omni_tiny`, `omni_t4` or `omni_full`; tiny if not given
+    ema:bool|None=None, # The averaged weights? None where there are some
+    **facts, # More rows of the card, or others than `run_facts` finds
+) -> Path: # The folder
+    "A checkpoint as a model with its card"
+    text, codec = (hub.load(o) if isinstance(o, (str, Path)) else o for o in (text, codec))
+    lm = build(text, beside(text, codec), numbers or omni_tiny())
+    lm.load_state_dict(best_weights(checkpoints[-1], ema))
+    return lm.eval().save(folder, omni_card(lm, run_facts(checkpoints) | facts, results))
 
 # %% ../../omni_nbs/33_omni.trainer.ipynb #5d3fb467
 def train_omni(
-    out:str|Path='runs/omni', # Folder of the run; the model goes to `model` in it
-    steps:int=9000, # Optimiser steps of the last stage
+    out:str|Path='runs/omni', # Folder of the runs; the model goes to `model` in it
+    steps:int=5000, # Optimiser steps of the last stage
     seed:int=0, # Of weights and order
     resume=None, # 'auto' to go on where an earlier run stopped
     tokens:Path|None=None, # As `omni_tokens` makes it; made where absent
@@ -437,16 +497,19 @@ def train_omni(
     text='bpe-tiny', # Name of a text tokenizer, or one that is loaded
     codec='mel_24khz', # Name of a codec, or one that is loaded
     stages:list|None=None, # Of Stage; `omni_stages(steps)` if not given
+    measure=None, # `(model) ->` results for its card, a dict or rows
     **kw, # Any field of `TrainConfig`, for every stage
 ) -> tuple: # (model with the best weights, the TrainResult of each stage)
     "The whole recipe: corpora, tokens, stages, a folder with the model and its card"
     text, codec = (hub.load(o) if isinstance(o, (str, Path)) else o for o in (text, codec))
-    audio = beside(text, codec)
+    audio, numbers = beside(text, codec), numbers or omni_tiny()
     tokens = Path(tokens) if tokens else omni_tokens(codec)
-    lm, runs = build(text, audio, numbers or omni_tiny(), seed), []
-    for i, stage in enumerate(stages or omni_stages(steps)):
-        config = omni_recipe(stage.steps, **dict(lr=stage.lr, seed=seed) | kw)
-        runs.append(fit(lm, *omni_data(tokens, text, audio, stage), config, Path(out)/f'stage{i + 1}', resume))
-        lm.load_state_dict(best_weights(runs[-1]))
-    lm.save(Path(out)/'model', omni_card(lm, runs))
+    lm, runs, ends = build(text, audio, numbers, seed), [], {}
+    for i, stage in enumerate(stages := stages or omni_stages(steps)):
+        folder = folder if stage.goes_on else Path(out)/f'stage{i + 1}'
+        runs.append(run_stage(lm, stage, omni_data(tokens, text, audio, stage), folder, resume, **dict(seed=seed) | kw))
+        final = i + 1 == len(stages)
+        ends[folder] = runs[-1].best if final else runs[-1].last # a stage that goes on continues its folder's run
+        lm.load_state_dict(best_weights(ends[folder], None if final else False)) # averages lag behind, and are for the end
+    save_omni([*ends.values()], Path(out)/'model', measure(lm.eval()) if measure else (), text, codec, numbers)
     return lm.eval(), runs
