@@ -415,7 +415,7 @@ def stream_to(
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return n/sample_rate, first or 0.
 
-# %% ../nbs/80_cli.ipynb #92c153a6
+# %% ../nbs/80_cli.ipynb #07036648
 @command
 def speak(
     text:str|None=None, # What to say; without it, the five sentences of the mission
@@ -433,6 +433,7 @@ def speak(
     temperature:float|None=None, # Higher is livelier and less clear; 0.7 by default
     top_k:int|None=None, # Draw from the k likeliest codes; 0: from all
     top_p:float|None=None, # Draw from the likeliest codes that hold this share; 0: from all
+    guidance:float|None=None, # How strongly the words count (classifier-free guidance), 2 by default; 1: as it was trained, and faster
     model:str='omni', # A name in the zoo, on the hub, or a folder
     device:str='auto', # auto, cpu, cuda or mps
 ):
@@ -442,7 +443,7 @@ def speak(
     m = voice_model(model, device)
     from soundlm.audio import save
     from soundlm.omni.generate import mission, speech
-    sampler = replace(speech, **{k:v for k,v in dict(temperature=temperature, top_k=top_k, top_p=top_p).items() if v is not None})
+    sampler = replace(speech, **{k:v for k,v in dict(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance).items() if v is not None})
     voice, hz, start = m.who(voice, reference_text), m.sounds.sample_rate, time.perf_counter()
     manner, paths = dict(language=language, rate=rate, pitch=pitch, style=style), [out]
     if stream: length,first = stream_to(chunks_of(m, text, voice, seed, sampler, **manner), out, hz)

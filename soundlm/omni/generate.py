@@ -100,8 +100,8 @@ def tag_ids(self:MultimodalLLM,
     row = dict(speaker=voice, language=language, attributes=dict(rate=rate, pitch=pitch, style=style))
     return [self.text.id(t) for t in tags_of(row, self.text.specials)]
 
-# %% ../../omni_nbs/34_omni.generate.ipynb #caec875c
-speech = Sampler(temperature=.7, top_k=40) # How we draw unless told otherwise
+# %% ../../omni_nbs/34_omni.generate.ipynb #76abaa33
+speech = Sampler(temperature=.7, top_k=40, guidance=2.) # How we draw unless told otherwise
 
 @patch(as_prop=True)
 def sounds(self:MultimodalLLM): # A `SNACTokenizer`
