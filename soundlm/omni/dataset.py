@@ -251,6 +251,7 @@ def partner(self:MultimodalDataset,
     other = int(g.choice(self.by_voice[name]))
     return other if len(self.words[i]) + len(self.words[other]) + 8 + self.audio.period <= self.max_length else None
 
+# %% ../../omni_nbs/31_omni.dataset.ipynb #f956a684
 @patch
 def joins(self:MultimodalDataset) -> dict: # (row, task) → the row that goes on
     "Who is joined with whom, decided once and for each row alone, where both together are short enough"
