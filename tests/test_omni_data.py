@@ -295,3 +295,50 @@ def test_preprocessor(text, audio, tmp_path):
     d = quiet([dict(text='yes', audio=tmp_path/'0.wav'), dict(text='no', audio=torch.ones(8192))], text, audio, hook)
     assert seen == ['0.wav'] and [len(o) for o in d.ids] == [14, 28]
     with pytest.raises(AudioError): quiet([dict(text='yes', audio=tmp_path/'0.wav')], text, audio, lambda path: np.zeros(0))
+
+# what a strict reader found
+@pytest.mark.parametrize('bad', ['🙂 yes', '你好 yes', 'yes €', 'black & white', 'да', '\u263a\ufe0f yes'])
+def test_unknown_characters_are_named(text, audio, bad):
+    with pytest.raises(TokenError, match='write it as it is said'): quiet(store_of(audio, [(bad, 3, 'anna', True)]), text, audio)
+
+def test_spelling_is_plain_where_training_reads():
+    for c in (C.Sentences('train', 300), C.Words('train', 200, seed=5, nameless=.2)):
+        for i in range(len(c)): assert D.spelling(c[i].text) == C.plain(c[i].text)
+    for w in (*C.vocabulary('de'), *C.vocabulary('en'), *C.digits, 'Ärger, ÜBER Öl!', "don’t"): assert D.spelling(w) == C.plain(w)
+    assert D.spelling('') == D.spelling('…') == ''
+
+def test_cut_speech_is_counted(text, audio):
+    with pytest.warns(SoundlmWarning, match='Cut at the end: 1 that are spoken'): D.MultimodalDataset(store_of(audio, [('yes', 200, 'anna', True), ('no', 3, 'ben', True)]), text, audio, tasks='speak', max_length=100)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        D.MultimodalDataset(store_of(audio, [('yes', 13, 'anna', True)]), text, audio, tasks='speak', max_length=13*7 + 5) # tags, words and three markers just fit
+
+def hook(path): return torch.ones(1, 4096)
+def test_cache_sees_sound(text, audio, tmp_path):
+    "Other samples, a file of the same size, another preprocessor: none of them is what was tokenized"
+    import os
+    pairs = [dict(text='yes', audio=.1*torch.ones(6000), id='a')]
+    D.make_store(pairs, audio, cache=tmp_path/'c')
+    with pytest.raises(TokenError, match='another folder'): D.make_store([pairs[0] | dict(audio=.2*torch.ones(6000))], audio, cache=tmp_path/'c')
+    file = [dict(text='yes', audio=record(tmp_path/'0.wav', 0))]
+    D.make_store(file, audio, hook, cache=tmp_path/'f')
+    D.make_store(file, audio, hook, cache=tmp_path/'f')
+    with pytest.raises(TokenError, match='another folder'): D.make_store(file, audio, cache=tmp_path/'f')
+    os.utime(tmp_path/'0.wav', ns=(1, 1))
+    with pytest.raises(TokenError, match='another folder'): D.make_store(file, audio, hook, cache=tmp_path/'f')
+    loud = 2.
+    def other(path): return loud*hook(path)
+    for f in (lambda path: hook(path), other):
+        with pytest.raises(SoundlmError, match='plain function'): D.make_store(file, audio, f, cache=tmp_path/'g')
+        assert D.make_store(file, audio, f).frames(0) == 2 and not (tmp_path/'g').exists()
+
+def test_preprocessor_is_never_ignored(text, audio, tmp_path):
+    file = [C.utterance(dict(text='yes', audio=record(tmp_path/'0.wav', 0)))]
+    class Corpus:
+        def __len__(self): return 1
+        def __getitem__(self, i): return file[i]
+    assert D.make_store(Corpus(), audio, hook).frames(0) == 2
+    with pytest.raises(SoundlmError, match='with a path'): D.make_store(C.Words('train', 1), audio, hook)
+    kept = D.make_store(file, audio, cache=tmp_path/'s')
+    for store in (kept, tmp_path/'s'):
+        with pytest.raises(SoundlmError, match='nothing is left'): D.make_store(store, audio, hook)
