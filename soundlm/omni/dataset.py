@@ -197,13 +197,6 @@ def left_out(self:MultimodalDataset,
     return 'too long to be heard' if too_long else ''
 
 @patch
-def too_long(self:MultimodalDataset,
-    i:int, # Row of the store
-) -> bool: # Is its sound cut where it is spoken?
-    "Whether context and `max_audio_duration` hold the whole"
-    return self.whole_frames(self.ids[i], self.max_length - len(self.head_of(i, 'speak', self.words[i])) - 2)[1]
-
-@patch
 def choose(self:MultimodalDataset) -> list: # of (row, task)
     "Which rows are read in which order; warns of what is left out. Raises SoundlmError where nothing is left"
     if wrong := [t for t in self.tasks if t not in ('speak', 'listen')] or not self.tasks: raise SoundlmError(f"Got tasks {self.tasks}, expected 'speak', 'listen' or both")
@@ -249,6 +242,13 @@ def whole_frames(self:MultimodalDataset,
     most = min(max(room, 0), self.audio.max_frames*self.audio.period)
     cut = len(audio) > most
     return (audio[:most//self.audio.period*self.audio.period] if cut else audio), cut
+
+@patch
+def too_long(self:MultimodalDataset,
+    i:int, # Row of the store
+) -> bool: # Is its sound cut where it is spoken?
+    "Whether context or `max_audio_duration` are too short for the whole"
+    return self.whole_frames(self.ids[i], self.max_length - len(self.head_of(i, 'speak', self.words[i])) - 2)[1]
 
 # %% ../../omni_nbs/31_omni.dataset.ipynb #dc31a2ec
 @patch
