@@ -99,7 +99,7 @@ def test_a_batch_changes_nothing(lm):
     for p,s,r in zip(prompts, (5,6,7), together): assert torch.equal(lm.utter([p], [3], [s])[0], r)
 
 def test_long_text_is_joined(lm):
-    with pytest.warns(SoundlmWarning, match='pieces') as w: wav = lm.speak('1 2 3 4 5 6 7 8 9', 'lucas')
+    with pytest.warns(SoundlmWarning, match='pieces') as w: wav = lm.speak('one two three four five six seven '*2, 'anna')
     assert len([o for o in w if 'pieces' in str(o.message)])==1
     assert wav.shape[0]==1 and wav.shape[1]>2*24_000*.15
 
@@ -190,6 +190,39 @@ def test_changes_are_paired():
     got = G.changes([a,a], [b,b])
     assert [round(v[0], 6) for v in got.values()]==[2, 12, 2, 0]
 
+# --- what a strict reader found
+def test_without_parts():
+    bare = MultimodalLLM(60, 16, 2, 1, 32, 1, 0)
+    for f in (lambda: bare.sounds, bare.voices, bare.whole, lambda: bare.speak('hello'), lambda: bare.transcribe(tone())):
+        with pytest.raises(SoundlmError, match='hub.load'): f()
+
+@pytest.mark.parametrize('voice,who', [('george','george'), (None,'without a name'), (G.Reference(torch.zeros(0), 'hello'),'without a name')])
+def test_manners_that_no_one_heard(lm, voice, who):
+    with pytest.warns(SoundlmWarning, match=f"{who} was only ever heard.*rate 'slow', style 'whisper'"): lm.script('seven', voice, rate='slow', style='whisper')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        lm.script('seven', voice); lm.script('seven', 'anna', rate='slow')
+
+def test_reference_text_has_a_language(lm):
+    assert lm.reference(tone(), '7', language='de').text=='sieben' and lm.who(tone(), '7', language='de').text=='sieben' and lm.who(tone(), '7').text=='seven'
+    for f in (lambda: lm.reference(tone(), ''), lambda: lm.speak('hello', tone(), reference_text='')):
+        with pytest.raises(SoundlmError, match='words or digits'): f()
+
+def test_no_text(lm):
+    for f in (lambda: lm.speak(None), lambda: lm.speak(['hello', None]), lambda: lm.speak(7)):
+        with pytest.raises(SoundlmError, match='a text or a list of texts'): f()
+    with pytest.raises(SoundlmError, match="'fr', expected one of en, de"): G.wording('3', 'fr')
+
+@pytest.mark.parametrize('n', [2,3,10,99])
+def test_others_are_others(n):
+    a = G.others(n, 1)
+    assert sorted(a)==list(range(n)) and all(i!=o for i,o in enumerate(a)) and a==G.others(n, 1) and (n<4 or a!=G.others(n, 2))
+
+def test_first_sound(lm, here):
+    "Warm and in a fresh process, which finds the same zoo"
+    rows = cli.first_sound(lm, 'seven')
+    assert [r['measure'].split(':')[0] for r in rows]==['first audio, warm','first audio, cold'] and 0<rows[0]['value']<rows[1]['value']<120
+
 # --- commands
 def run(*words):
     r = CliRunner().invoke(cli.app, [str(w) for w in words], prog_name='soundlm', env=dict(COLUMNS='200', TERMINAL_WIDTH='200'))
@@ -219,13 +252,20 @@ def test_five_sentences(here):
     good('speak')
     assert sorted(p.name for p in (here/'generated_audio').iterdir())==[f'sample_{i}.wav' for i in range(1,6)]
 
-def test_streamed_file(here):
+def test_streamed_file(here, lm, monkeypatch):
+    from soundlm.omni import stream as S
+    pushed, said, push, sound = [], [], S.StreamDecoder.push, MultimodalLLM.sound
+    monkeypatch.setattr(S.StreamDecoder, 'push', lambda self, codes: (pushed.append(codes), push(self, codes))[1])
+    monkeypatch.setattr(MultimodalLLM, 'sound', lambda self, ids, ref=None: (said.append(ids), sound(self, ids, ref))[1])
     out = good('speak', 'seven two', '--voice', 'george', '--stream', '-o', 's.wav')
     assert re.search(r'first audio after [\d.]+ s', out)
     good('speak', 'seven two', '--voice', 'george', '-o', 'a.wav')
     with wave.open('s.wav') as s, wave.open('a.wav') as a:
         assert (s.getnchannels(), s.getsampwidth(), s.getframerate())==(1, 2, 24_000)
-        assert s.getnframes()==a.getnframes(), 'the same ids, chunk by chunk or at once'
+        assert s.getnframes()==a.getnframes()
+    want = lm.sounds.to_codes(said[0])
+    got = [torch.cat(o, 1) for o in zip(*pushed)]
+    assert len(pushed)>1 and len(want)==len(got)==3 and all(torch.equal(a, b) for a,b in zip(got, want)), 'the same codes, chunk by chunk or at once'
 
 def test_stream_to_stdout(here):
     r = CliRunner().invoke(cli.app, ['speak','seven','--voice','george','--stream','-o','-'])

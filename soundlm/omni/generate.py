@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['speech', 'manners', 'wording', 'unheard', 'pieces', 'choice', 'voice_seconds', 'phrases', 'Reference', 'joined',
            'prosody', 'changes', 'tag_effects', 'digit_texts', 'say_all', 'digit_row', 'recordings_here',
-           'speaking_report', 'listen_row', 'listening_report', 'sentence_report', 'mission_report', 'clones',
+           'speaking_report', 'listen_row', 'listening_report', 'sentence_report', 'mission_report', 'clones', 'others',
            'cloning_report', 'validity_report', 'through_qwen3', 'as_qwen3', 'fastest', 'speed_report', 'report']
 
 # %% ../../omni_nbs/34_omni.generate.ipynb #16443608
@@ -39,7 +39,9 @@ def wording(
     text:str, # As people write
     language:str='en', # 'en' or 'de': how digits are read
 ) -> str: # In plain spelling
-    "A text in the spelling that models read. Raises SoundlmError on empty text and unknown characters"
+    "A text in the spelling that models read. Raises SoundlmError on empty text, unknown characters and unknown languages"
+    if not isinstance(text, str): raise SoundlmError(f"Got {text!r} to say, expected a text or a list of texts")
+    if language not in _numbers: raise SoundlmError(f"Got language {language!r}, expected one of {', '.join(_numbers)}")
     text = unicodedata.normalize('NFC', text)
     if odd := sorted(set(text.lower()) - _letters - _marks):
         raise SoundlmError(f"Got characters {' '.join(map(repr, odd[:8]))}, expected letters (a–z, ä ö ü ß), digits and punctuation: spell them out as words")
@@ -82,8 +84,15 @@ def choice(
     raise SoundlmError(f"Got {what} {got!r}, expected one of {', '.join(names)}. {near(str(got), names)}".strip())
 
 @patch
+def whole(self:MultimodalLLM) -> MultimodalLLM: # The same
+    "A model that has its codec and its text tokenizer. Raises SoundlmError for one without"
+    if self.codec is None or self.text is None: raise SoundlmError("Got a model without its codec and text tokenizer, expected both to speak and to listen: load it with hub.load, or set lm.parts = dict(codec=…, text=…)")
+    return self
+
+@patch
 def voices(self:MultimodalLLM) -> list: # Names
-    "Whom this model can speak as"
+    "Whom this model can speak as. Raises SoundlmError without parts"
+    self.whole()
     return [k[8:-2] for k in self.text.specials if k.startswith('<|voice:')]
 
 @patch
@@ -95,6 +104,7 @@ def tag_ids(self:MultimodalLLM,
     style:str='neutral', # neutral, flat, lively or whisper
 ) -> list: # Ids
     "How a prompt says who speaks and in which manner. Raises SoundlmError for unknown names"
+    self.whole()
     if voice is not None: choice('voice', voice, self.voices())
     for k, v, names in (('language', language, _numbers), ('rate', rate, rates), ('pitch', pitch, pitches), ('style', style, styles)): choice(k, v, names)
     row = dict(speaker=voice, language=language, attributes=dict(rate=rate, pitch=pitch, style=style))
@@ -105,7 +115,8 @@ speech = Sampler(temperature=.7, top_k=40, guidance=2.) # How we draw unless tol
 
 @patch(as_prop=True)
 def sounds(self:MultimodalLLM): # A `SNACTokenizer`
-    "The audio tokenizer that belongs to this model"
+    "The audio tokenizer that belongs to this model. Raises SoundlmError without parts"
+    self.whole()
     if getattr(self, '_sounds', None) is None: self._sounds = beside(self.text, self.codec, max_audio_duration=600.)
     return self._sounds
 
@@ -197,8 +208,10 @@ def reference(self:MultimodalLLM,
     text:str|None=None, # What it says; heard by the model itself if not given
     sample_rate:int|None=None, # Hz of samples; the codec's if not given
     most:float=4., # Seconds of it that are used
+    language:str='en', # 'en' or 'de': how digits of the text are read
 ) -> Reference:
-    "A clip as the beginning of an answer. Raises AudioError where nobody speaks in it"
+    "A clip as the beginning of an answer. Raises AudioError where nobody speaks in it, SoundlmError on an empty text"
+    if text is not None: text = wording(text, language)
     wav, hz = self.hearable(clip, sample_rate), self.sounds.sample_rate
     if not wav.shape[-1]: raise AudioError("The reference clip is silent, expected somebody who speaks")
     first = phrases(wav, hz, most)[0]
@@ -207,7 +220,7 @@ def reference(self:MultimodalLLM,
         warnings.warn(f"The reference clip of {wav.shape[-1]/hz:.1f} s was cut to {first.shape[-1]/hz:.1f} s{said}", SoundlmWarning, stacklevel=3)
         text = None
     if voice_seconds(first, hz) < .1: raise AudioError("There is no voice in the reference clip (nothing with a pitch), expected somebody who speaks")
-    text = wording(text) if text else self.transcribe(first)
+    text = text or self.transcribe(first)
     if not text: raise AudioError("Nothing was understood in the reference clip: expected somebody who speaks, or give its transcript")
     return Reference(self.sounds.encode_audio(first), text)
 
@@ -256,6 +269,8 @@ def script(self:MultimodalLLM,
     own = 'de' if synthetic.get(name, ('',))[0] == 'de' else 'en'
     tags = self.tag_ids(name, language or own, **manner)
     if language not in (None, own): warnings.warn(f"{name or 'This voice'} has only ever spoken {own!r}, got language {language!r}", SoundlmWarning, stacklevel=4)
+    if name not in synthetic and (odd := [f'{k} {v!r}' for k, v in manner.items() if v not in ('normal', 'neutral')]): # as in training
+        warnings.warn(f"{name or 'A voice without a name'} was only ever heard in the ordinary manner, got {', '.join(odd)}: expect no effect", SoundlmWarning, stacklevel=4)
     parts = pieces(text, 6 if name in recorded or example else 10, language or own)
     if odd := unheard(' '.join(parts), language or own, name):
         where = f"{name} was recorded saying digits only" if name in recorded else 'No training text had'
@@ -268,11 +283,12 @@ def who(self:MultimodalLLM,
     voice, # A name, a sound file, samples, a `Reference`, or None
     text:str|None=None, # What the clip says
     sample_rate:int|None=None, # Hz of samples
+    language:str|None=None, # Of what the clip says; English if not given
 ): # A name or a `Reference`
     "The voice that somebody means. Raises SoundlmError for a name that is none, AudioError for a clip without speech"
     if voice is None or isinstance(voice, Reference): return voice
     clip = not isinstance(voice, str) or Path(voice).suffix.lower() in ('.wav', '.flac', '.ogg', '.mp3')
-    return self.reference(voice, text, sample_rate) if clip else choice('voice', voice, self.voices())
+    return self.reference(voice, text, sample_rate, language=language or 'en') if clip else choice('voice', voice, self.voices())
 
 # %% ../../omni_nbs/34_omni.generate.ipynb #b73c423b
 @patch
@@ -305,7 +321,7 @@ def speak(self:MultimodalLLM,
 ): # (1,n) audio at the codec's rate, or a list of such
     "Say it. Raises SoundlmError on what cannot be said, and on voices that are none"
     many = isinstance(text, (list, tuple))
-    voice = self.who(voice, reference_text, sample_rate)
+    voice = self.who(voice, reference_text, sample_rate, language)
     ref = voice if isinstance(voice, Reference) else None
     parts = [self.script(t, voice, language, rate=rate, pitch=pitch, style=style) for t in (text if many else [text])]
     if max(map(len, parts), default=0) > 1: warnings.warn("A text is too long to be said at once: it is said in pieces, and they are joined", SoundlmWarning, stacklevel=3)
@@ -517,6 +533,16 @@ def clones(
         yield name, ref, lm.speak(b, ref, reference_text=a, seed=seed), itself, lm.sounds.decode_audio(lm.sounds.encode_audio(itself))
 
 # %% ../../omni_nbs/34_omni.generate.ipynb #c1949dbc
+def others(
+    n:int, # How many, two or more
+    seed:int=0, # Another seed gives another order
+) -> list: # of n indices; none stands at its own place
+    "Somebody else for each, at random: neighbours in a list of voices may be alike"
+    order = rng('others', n, seed).permutation(n)
+    out = np.empty(n, int)
+    out[order] = np.roll(order, 1) # one ring through all
+    return out.tolist()
+
 def cloning_report(
     lm:MultimodalLLM, # Speaks
     probe, # `hub.load('probe-voices')`
@@ -526,7 +552,7 @@ def cloning_report(
     "How much nearer a clone is to its reference than to somebody else's, as cosines"
     names = list(names or variants())
     x = torch.stack([torch.stack([probe.embed(w, 24_000) for w in o[1:]]) for o in clones(lm, names, seed)]) # (n,4,d)
-    own, other = ((x*ref[:, None]).sum(-1).numpy() for ref in (x[:, 0], x[:, 0].roll(1, 0))) # (n,4) cosines
+    own, other = ((x*ref[:, None]).sum(-1).numpy() for ref in (x[:, 0], x[others(len(x), seed), 0])) # (n,4) cosines
     rows = []
     for what, on in (('all voices', lambda v: True), ('heard in training', lambda v: not unseen(v)), ('never heard', unseen)):
         pick = np.array([bool(on(v)) for v in names])
