@@ -444,7 +444,7 @@ def speak(
     from soundlm.audio import save
     from soundlm.omni.generate import mission, speech
     sampler = replace(speech, **{k:v for k,v in dict(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance).items() if v is not None})
-    voice, hz, start = m.who(voice, reference_text), m.sounds.sample_rate, time.perf_counter()
+    voice, hz, start = m.who(voice, reference_text, language=language), m.sounds.sample_rate, time.perf_counter()
     manner, paths = dict(language=language, rate=rate, pitch=pitch, style=style), [out]
     if stream: length,first = stream_to(chunks_of(m, text, voice, seed, sampler, **manner), out, hz)
     else:
@@ -999,7 +999,7 @@ def train_probe_voices(
 def train_speech(
     out:Path, # Folder of the run
     tier:str='tiny', # tiny, t4 or full
-    steps:int=9000, # Optimiser steps
+    steps:int=5000, # Optimiser steps
     resume:bool=False, # Go on with the run in `out`
     seed:int=0, # Of weights and order
     tokens:Path|None=None, # Token stores of the corpora; made where there are none

@@ -320,7 +320,7 @@ def decode(
     step = Graphed(dec.step) if graph else lambda window: dec.step()
     for i in range(p+1, L+1):
         if (on_step is not None and on_step(i, dec.seq)) or i==L or dec.over(i): return i
-        dec.noise.copy_(dec.draw.next())
+        if dec.sampler.temperature: dec.noise.copy_(dec.draw.next()) # the likeliest id needs no noise
         step(dec.cache.fit(dec.cache.offset+i-1))
 
 # %% ../nbs/06_sample.ipynb #a6735d68

@@ -111,7 +111,7 @@ def tag_ids(self:MultimodalLLM,
     return [self.text.id(t) for t in tags_of(row, self.text.specials)]
 
 # %% ../../omni_nbs/34_omni.generate.ipynb #76abaa33
-speech = Sampler(temperature=.7, top_k=40, guidance=2.) # How we draw unless told otherwise
+speech = Sampler(temperature=.6, top_k=40, guidance=2.) # How we draw unless told otherwise
 
 @patch(as_prop=True)
 def sounds(self:MultimodalLLM): # A `SNACTokenizer`
@@ -262,6 +262,7 @@ def script(self:MultimodalLLM,
     text:str, # As people write
     voice:str|Reference|None=None, # A name, or a voice by example
     language:str|None=None, # 'en' or 'de'; the voice's own if not given
+    breath:int|None=None, # Words said at once; what the voice does best if not given
     **manner, # rate, pitch, style
 ) -> list: # (plain text, ids of the prompt) of each piece
     "What will be said, piece by piece. Raises SoundlmError; warns of words that were never heard"
@@ -271,7 +272,7 @@ def script(self:MultimodalLLM,
     if language not in (None, own): warnings.warn(f"{name or 'This voice'} has only ever spoken {own!r}, got language {language!r}", SoundlmWarning, stacklevel=4)
     if name not in synthetic and (odd := [f'{k} {v!r}' for k, v in manner.items() if v not in ('normal', 'neutral')]): # as in training
         warnings.warn(f"{name or 'A voice without a name'} was only ever heard in the ordinary manner, got {', '.join(odd)}: expect no effect", SoundlmWarning, stacklevel=4)
-    parts = pieces(text, 6 if name in recorded or example else 10, language or own)
+    parts = pieces(text, breath or (3 if name in recorded else 6 if example else 10), language or own)
     if odd := unheard(' '.join(parts), language or own, name):
         where = f"{name} was recorded saying digits only" if name in recorded else 'No training text had'
         warnings.warn(f"{where}: {', '.join(odd[:8])}; expect mistakes", SoundlmWarning, stacklevel=4)
@@ -316,6 +317,7 @@ def speak(self:MultimodalLLM,
     sampler:Sampler=speech, # How ids are drawn
     reference_text:str|None=None, # What the clip says
     sample_rate:int|None=None, # Hz of a voice that is given as samples
+    breath:int|None=None, # Words said at once: 3 digits for a recorded voice, 6 words for a clip's, 10 for a synthetic one if not given
     tries:int=1, # Say it so often, and keep what its own ears understand best
     on_step=None, # Called with (positions done, seq); a true value ends the run
 ): # (1,n) audio at the codec's rate, or a list of such
@@ -323,8 +325,8 @@ def speak(self:MultimodalLLM,
     many = isinstance(text, (list, tuple))
     voice = self.who(voice, reference_text, sample_rate, language)
     ref = voice if isinstance(voice, Reference) else None
-    parts = [self.script(t, voice, language, rate=rate, pitch=pitch, style=style) for t in (text if many else [text])]
-    if max(map(len, parts), default=0) > 1: warnings.warn("A text is too long to be said at once: it is said in pieces, and they are joined", SoundlmWarning, stacklevel=3)
+    parts = [self.script(t, voice, language, breath, rate=rate, pitch=pitch, style=style) for t in (text if many else [text])]
+    if voice not in recorded and max(map(len, parts), default=0) > 1: warnings.warn("A text is too long to be said at once: it is said in pieces, and they are joined", SoundlmWarning, stacklevel=3)
     seeds = [seed + i + 100_003*j for i, p in enumerate(parts) for j in range(len(p))]
     flat = [o for p in parts for o in p]
     often = [o for o in flat for _ in range(tries)]
@@ -441,8 +443,8 @@ def speaking_report(
     "Digit strings in recorded voices, as a judge hears them, beside held-out recordings before and after the codec"
     items = digit_texts(n, seed)
     rows, clips = [], []
-    for what, tries in (('spoken by omni', 1), ('spoken by omni, the clearest of 4', 4)):
-        row, more = digit_row(what, ears, say_all(lm, items, seed, tries=tries), items, seed)
+    for what, kw in (('spoken by omni, three at a time', {}), ('the same, the clearest of 3', dict(tries=3)), ('up to six at a time', dict(breath=6))):
+        row, more = digit_row(what, ears, say_all(lm, items, seed, **kw), items, seed)
         rows.append(row); clips += more
     real = DigitStrings('test', n, seed)
     if not recordings_here(): return [*rows, {'what': 'held-out recordings: skipped, `soundlm data fsdd` fetches them'}], clips
@@ -573,7 +575,7 @@ def validity_report(
     made, wrong, slots, done = 0, 0, torch.stack([lm.sounds.legal(s) for s in range(lm.sounds.period)]), 0
     while made < frames:
         items = digit_texts(batch, seed + done)
-        prompts = [ids for t, v in items for _, ids in lm.script(t, v)]
+        prompts = [ids for t, v in items for _, ids in lm.script(t, v, breath=6)]
         limit = min(40, math.ceil((frames - made)/batch) + 1)
         for row in lm.utter(prompts, [limit]*batch, list(range(batch*done, batch*done + batch)), Sampler(1., 0), batch=batch):
             wrong += int((~slots[torch.arange(len(row)) % lm.sounds.period, row]).sum())
@@ -625,7 +627,7 @@ def speed_report(
     repeats:int=3, # The fastest counts
 ) -> list: # Dicts with measure and value
     "Real time, and ours against transformers, in one run"
-    prompt, frames, qwen = lm.script(text, voice)[0][1], lm.longest(text), as_qwen3(lm)
+    prompt, frames, qwen = lm.script(text, voice, breath=6)[0][1], lm.longest(text), as_qwen3(lm)
     wav = lm.speak(text, voice)
     whole = fastest(lambda: lm.speak(text, voice), repeats)
     ours, theirs = (fastest(f, repeats) for f in (lambda: lm.utter([prompt], [frames], [0], Sampler(0.)), lambda: through_qwen3(qwen, lm, prompt, frames)))

@@ -212,12 +212,27 @@ class Writer(nn.Module):
         self.lm, self.layout, self.context, self.blank = lm, layout, lm.context, blank
         self.register_buffer('rows', rows, persistent=False)
         self.register_buffer('head', lm.emb.weight.detach()[rows], persistent=False)
+        self.spans = [(int(m.nonzero()[0]), int(m.nonzero()[-1]) + 1) for m in layout.masks[:, :-1]] # legal ids of each slot, the end aside
     def new_cache(self, batch, length): return self.lm.trunk.new_cache(batch, length)
     def prefix_slots(self, cond): return cond.shape[1] - 1 # the last id of the prompt is the start
     def null_cond(self, cond, mask): # guidance: as training has it where the text is left out
         none, seen, n = torch.full_like(cond, self.lm.markers['pad']), torch.zeros_like(mask), len(self.blank)
         none[:, -n:], seen[:, -n:] = torch.tensor(self.blank, device=cond.device), True
         return none, seen
+
+# %% ../../omni_nbs/32_omni.model.ipynb #e65e3b34
+@patch
+def due(self:Writer,
+    h:Tensor, # (b,1,d) states
+    pos:int, # Stream index that they predict
+) -> Tensor: # (b,1,V) logits, 0 where an id is illegal at that place
+    "Logits of the ids that may come, and no others: on a CPU the head is half of a step"
+    p = pos % len(self.spans)
+    a, b = self.spans[p]
+    out = h.new_zeros(*h.shape[:-1], len(self.head))
+    out[..., a:b] = F.linear(h, self.head[a:b])
+    if self.layout.masks[p, -1]: out[..., -1] = (h*self.head[-1]).sum(-1)
+    return out
 
 # %% ../../omni_nbs/32_omni.model.ipynb #7f4bf8a3
 @patch
@@ -243,7 +258,8 @@ def step(self:Writer,
 ) -> Tensor: # (b,1,V) logits of stream index pos+1
     "Feed one position"
     slot = cache.slot(pos)
-    return F.linear(self.lm.trunk(F.embedding(ids, self.head), cache=cache, slot=slot), self.head)
+    h = self.lm.trunk(F.embedding(ids, self.head), cache=cache, slot=slot)
+    return self.due(h, int(pos) + 1) if h.device.type == 'cpu' else F.linear(h, self.head)
 
 # %% ../../omni_nbs/32_omni.model.ipynb #0c691c9e
 @patch
