@@ -212,7 +212,7 @@ class Writer(nn.Module):
         self.lm, self.layout, self.context, self.blank = lm, layout, lm.context, blank
         self.register_buffer('rows', rows, persistent=False)
         self.register_buffer('head', lm.emb.weight.detach()[rows], persistent=False)
-        self.spans = [(int(m.nonzero()[0]), int(m.nonzero()[-1]) + 1) for m in layout.masks[:, :-1]] # legal ids of each slot, the end aside
+        self.spans = [(int(i[0]), int(i[-1]) + 1) if len(i := m.nonzero()) else (0, 0) for m in layout.masks[:, :-1]] # legal ids of each slot, the end aside
     def new_cache(self, batch, length): return self.lm.trunk.new_cache(batch, length)
     def prefix_slots(self, cond): return cond.shape[1] - 1 # the last id of the prompt is the start
     def null_cond(self, cond, mask): # guidance: as training has it where the text is left out
