@@ -470,7 +470,7 @@ def section(
     n,track = int(m[1]), m[2]
     for k,v in dict(music='Music', omni='Speech and text', projector='Projector').items():
         if track==k: return v
-    return 'Speech and text' if 29<=n<40 else 'Tools' if n>=80 else 'Results' if n>20 else 'Base'
+    return 'Speech and text' if 28<=n<40 else 'Tools' if n>=80 else 'Results' if n>20 else 'Base'
 
 # %% ../nbs/90_build.ipynb #47003321
 def toctrees(
