@@ -418,10 +418,10 @@ def stream_to(
 # %% ../nbs/80_cli.ipynb #07036648
 @command
 def speak(
-    text:str|None=None, # What to say; without it, the five sentences of the mission
+    text:str|None=None, # What to say, numbers digit by digit; without it, five sample sentences
     *,
-    out:Path|None=None, # The sound file, out.wav by default (with --stream also -, for stdout); without a text the folder, generated_audio by default
-    voice:str='anna', # A name, such as george, anna or emma, or a sound file to speak like
+    out:Path|None=None, # The sound file, out.wav by default (with --stream also -: raw 16-bit mono samples at 24 kHz on stdout); without a text the folder, generated_audio by default
+    voice:str='anna', # george, jackson, lucas, nicolas, yweweler (digits only), anna, ben, carol, david (English), emma, felix (German), or a sound file to speak like
     reference_text:str|None=None, # What that sound file says; heard by the model itself by default
     language:str|None=None, # en or de; the voice's own by default
     rate:str='normal', # slow, normal or fast
@@ -430,7 +430,7 @@ def speak(
     stream:bool=False, # Write the sound while it is being made, and say when it began
     seed:int=0, # Another seed, another way to say it
     tries:int=1, # Say it so often, and keep what the model itself understands best
-    temperature:float|None=None, # Higher is livelier and less clear; 0.7 by default
+    temperature:float|None=None, # Higher is livelier and less clear; 0.6 by default
     top_k:int|None=None, # Draw from the k likeliest codes; 0: from all
     top_p:float|None=None, # Draw from the likeliest codes that hold this share; 0: from all
     guidance:float|None=None, # How strongly the words count (classifier-free guidance), 2 by default; 1: as it was trained, and faster

@@ -65,7 +65,9 @@ def strip(self:SNACTokenizer,
     tokens, # (n,) ids, a tensor or a list, perhaps with markers around
 ) -> Tensor: # (m,) audio ids only
     "What stands between the markers. Raises TokenError on ids that are neither audio nor a marker, and on broken frames"
-    ids = torch.as_tensor(tokens).flatten().long()
+    ids = torch.as_tensor(tokens).flatten()
+    if len(ids) and ids.is_floating_point(): raise TokenError(f"Got ids of type {ids.dtype}, expected whole numbers")
+    ids = ids.long()
     if len(stop := (ids == self.end).nonzero()): ids = ids[:int(stop[0])]
     ids = ids[(ids != self.pad) & (ids != self.start)]
     bad = (ids < self.base) | (ids >= self.base + self.vocab_size)
@@ -103,7 +105,7 @@ def read_audio(self:SNACTokenizer,
 ) -> Tensor: # (1,n) mono at the codec's rate, no longer than `max_audio_duration`
     "Load, mix down, resample, cut. Raises AudioError on what is no audio"
     if isinstance(audio, (str, Path)): wav = load(audio, self.sample_rate)[0]
-    else: wav = self.samples(audio, sample_rate or self.sample_rate)
+    else: wav = self.samples(audio, self.sample_rate if sample_rate is None else sample_rate)
     most = int(self.max_audio_duration*self.sample_rate)
     if wav.shape[-1] > most:
         warnings.warn(f"Audio of {wav.shape[-1]/self.sample_rate:.1f} s was cut to {self.max_audio_duration:g} s: raise max_audio_duration or split it", SoundlmWarning, stacklevel=3)
