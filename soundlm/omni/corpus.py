@@ -73,6 +73,7 @@ def espeak(
     lib, hz, blocks = espeak_library()
     with _lock:
         blocks.clear()
+        lib.espeak_SetSynthCallback(lib.callback) # the library has one callback a process, and another copy of this module may have set its own
         if lib.espeak_SetVoiceByName(voice.encode()): raise SoundlmError(f"espeak-ng has no voice {voice!r}, expected one such as en-us, en-gb-x-rp, de or en-us+f3")
         for which, value in ((1, rate), (3, pitch), (4, spread)): lib.espeak_SetParameter(which, int(value), 0)
         data = text.encode()
