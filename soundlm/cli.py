@@ -359,10 +359,10 @@ def check_speech(
     stream:bool=False, # It is written while it is being made
 ) -> Path: # Where it goes
     "Refuse what cannot be said or written, before anything is loaded. Raises SoundlmError"
-    from soundlm.omni.generate import wording
+    from soundlm.omni.corpus import spell
     if text is None and stream: raise SoundlmError("Got --stream without a text, expected something to say")
     if text is None: return check_out(out or Path('generated_audio'), folder=True)
-    wording(text)
+    spell(text)
     if str(out)!='-': return check_out(out or Path('out.wav'), endings=('.wav',) if stream else _sounds)
     if not stream: raise SoundlmError("Got output '-', which needs --stream: it is where sound goes while it is being made")
     return out

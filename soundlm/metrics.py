@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['wilson', 'bootstrap_mean', 'mel_filters', 'mel_spectrogram', 'mel_distance', 'opus', 'by_codebook', 'perplexity',
-           'Unigram', 'em_weights', 'Interpolated', 'summarise_nats', 'table_nll', 'nll', 'Probe', 'probe_size',
-           'probe_data', 'crop_and_gain', 'train_probe', 'probe_labels', 'accuracy', 'confusion', 'edit_distance',
-           'error_rate', 'Recogniser', 'recogniser_data', 'train_recogniser', 'auc', 'tempo', 'same_tempo', 'faults',
-           'through', 'codec_row', 'codec_table', 'show_value', 'markdown_table', 'write_report']
+           'Unigram', 'em_weights', 'Interpolated', 'summarise_nats', 'table_nll', 'nll', 'Judge', 'Probe',
+           'probe_size', 'probe_data', 'crop_and_gain', 'train_probe', 'probe_labels', 'accuracy', 'confusion',
+           'edit_distance', 'error_rate', 'Recogniser', 'recogniser_data', 'train_recogniser', 'auc', 'tempo',
+           'same_tempo', 'faults', 'through', 'codec_row', 'codec_table', 'show_value', 'markdown_table',
+           'write_report']
 
 # %% ../nbs/20_metrics.ipynb #b3f06f5a
 import io, json, math
@@ -272,9 +273,34 @@ def _heads(labels, d): # they start at zero: every label is equally likely
     for head in res.values(): nn.init.zeros_(head.weight); nn.init.zeros_(head.bias)
     return res
 
+# %% ../nbs/20_metrics.ipynb #judge0cd
+class Judge(nn.Module):
+    "What is kept of a judge: weights in fp16, and the arguments it was made with in `config`"
+    kind = '' # Its `model_type`
+    def save(self,
+        folder, # Where the part will be
+        card:str, # README.md, as `hub.card` renders
+    ) -> Path: # The folder
+        "Write weights, labels and card"
+        return hub.save(folder, hub.to_fp16(self.state_dict()), {'model_type':self.kind}|self.config, card)
+
+    @classmethod
+    def from_folder(cls,
+        folder, # A folder that `save` wrote
+        **kw # None so far
+    ): # Ready to listen; raises `HubError` where the files are no such judge
+        "Read a judge back, labels and all"
+        config = {k:v for k,v in hub.read_config(folder).items() if k!='model_type'}
+        try:
+            res = cls(**config|kw)
+            res.load_state_dict(hub.read_weights(folder))
+        except (TypeError, RuntimeError) as e: raise HubError(f"The files in {folder} make no {cls.kind} ({' '.join(str(e).split())[:200]}): fetch or save the folder again") from None
+        return res.float().eval()
+
 # %% ../nbs/20_metrics.ipynb #b08c2862
-class Probe(nn.Module):
+class Probe(Judge):
     "A small CNN on log-mels that names a clip's attributes, one linear head for each"
+    kind = 'probe'
     def __init__(self,
         labels:dict, # Attribute → list of its labels
         sample_rate:int=32000, # Hz; other audio is resampled
@@ -337,28 +363,6 @@ def predict(
     with torch.no_grad(): out = {k: v[0].softmax(-1) for k,v in self(x.to(next(self.parameters()).device)).items()}
     self.train(was)
     return {k: (self.labels[k][int(p.argmax())], float(p.max())) for k,p in out.items()}
-
-# %% ../nbs/20_metrics.ipynb #1fb888c5
-@patch
-def save(
-    self:Probe,
-    folder, # Where the part will be
-    card:str, # README.md, as `hub.card` renders
-) -> Path: # The folder
-    "Write weights (fp16), labels and card"
-    return hub.save(folder, hub.to_fp16(self.state_dict()), {'model_type':'probe'}|self.config, card)
-
-@patch(cls_method=True)
-def from_folder(
-    cls:Probe,
-    folder, # A folder that `save` wrote
-    **kw # None so far
-) -> Probe: # Ready to listen; raises `HubError` where the files are not a probe
-    "Read a probe back, labels and all"
-    config = {k:v for k,v in hub.read_config(folder).items() if k!='model_type'}
-    res = cls(**config|kw)
-    res.load_state_dict(hub.read_weights(folder))
-    return res.float().eval()
 
 # %% ../nbs/20_metrics.ipynb #70aa1b2d
 def probe_data(
@@ -467,8 +471,9 @@ def error_rate(
     return dict(clips=len(said), errors=sum(errors), words=sum(words), rate=rate)
 
 # %% ../nbs/20_metrics.ipynb #954ba8ea
-class Recogniser(nn.Module):
+class Recogniser(Judge):
     "A small CNN on log-mels that names labels in their order (CTC, Graves et al. 2006), and attributes of the whole clip"
+    kind = 'recogniser'
     def __init__(self,
         labels:list, # What it can hear, in order of the ids; the blank comes after them
         heads:dict|None=None, # Attribute → list of its labels
@@ -544,30 +549,6 @@ def traits(
 ) -> dict: # Attribute → (label, probability)
     "Name the attributes of the whole clip; raises `AudioError` on empty or broken audio"
     return {k: (self.attributes[k][int(p.argmax())], float(p.max())) for k,p in _listen(self, wav, sample_rate)[1].items()}
-
-# %% ../nbs/20_metrics.ipynb #c1465907
-@patch
-def save(
-    self:Recogniser,
-    folder, # Where the part will be
-    card:str, # README.md, as `hub.card` renders
-) -> Path: # The folder
-    "Write weights (fp16), labels and card"
-    return hub.save(folder, hub.to_fp16(self.state_dict()), {'model_type':'recogniser'}|self.config, card)
-
-@patch(cls_method=True)
-def from_folder(
-    cls:Recogniser,
-    folder, # A folder that `save` wrote
-    **kw # None so far
-) -> Recogniser: # Ready to listen; raises `HubError` where the files are no recogniser
-    "Read a recogniser back, labels and all"
-    config = {k:v for k,v in hub.read_config(folder).items() if k!='model_type'}
-    try:
-        res = cls(**config|kw)
-        res.load_state_dict(hub.read_weights(folder))
-    except (TypeError, RuntimeError) as e: raise HubError(f"The files in {folder} make no recogniser ({' '.join(str(e).split())[:200]}): fetch or save the folder again") from None
-    return res.float().eval()
 
 # %% ../nbs/20_metrics.ipynb #18471793
 def recogniser_data(

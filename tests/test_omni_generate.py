@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from soundlm import cli, hub
 from soundlm.core import AudioError, SoundlmError, SoundlmWarning, TokenError
 from soundlm.omni import generate as G
-from soundlm.omni.corpus import mission, recorded, synthetic
+from soundlm.omni.corpus import mission, recorded, spell, synthetic
 from soundlm.omni.model import MultimodalLLM
 from soundlm.sample import Sampler
 
@@ -48,23 +48,23 @@ def noise(seconds=1.): return .1*torch.randn(1, int(24_000*seconds), generator=t
 
 # --- texts
 @pytest.mark.parametrize('text,want', [('Hello, WORLD!', 'hello world'), ('42', 'four two'), ("it’s", "it's"), ('a-b', 'a b'), ('caf\n\tx', 'caf x'), ('u\u0308ber', 'über')])
-def test_wording(text, want): assert G.wording(text)==want
+def test_wording(text, want): assert spell(text)==want
 
 @pytest.mark.parametrize('text', ['', ' ', '\n', '...', "'", '你好', '🙂 hello', '<|end|>', 'a|b', '3 €', 'naïve', '\x00', '٣'])
 def test_refused_texts(text):
-    with pytest.raises(SoundlmError) as e: G.wording(text)
+    with pytest.raises(SoundlmError) as e: spell(text)
     assert 'expected' in str(e.value)
 
-def test_german_digits(): assert G.wording('7 Uhr', 'de')=='sieben uhr'
+def test_german_digits(): assert spell('7 Uhr', 'de')=='sieben uhr'
 
 @pytest.mark.parametrize('most', [1,3,6,10])
 def test_pieces_keep_every_word(most):
     text = ' '.join(mission)+' 0123456789 - "yes" ... no'
     made = G.pieces(text, most)
-    assert ' '.join(made)==G.wording(text) and max(len(p.split()) for p in made)<=most
+    assert ' '.join(made)==spell(text) and max(len(p.split()) for p in made)<=most
 
 def test_mission_is_in_vocabulary():
-    for t in mission: assert G.unheard(G.wording(t))==[]
+    for t in mission: assert G.unheard(spell(t))==[]
 
 # --- prompts
 def test_prompt_is_what_training_had(lm):
@@ -211,7 +211,7 @@ def test_reference_text_has_a_language(lm):
 def test_no_text(lm):
     for f in (lambda: lm.speak(None), lambda: lm.speak(['hello', None]), lambda: lm.speak(7)):
         with pytest.raises(SoundlmError, match='a text or a list of texts'): f()
-    with pytest.raises(SoundlmError, match="'fr', expected one of en, de"): G.wording('3', 'fr')
+    with pytest.raises(SoundlmError, match="'fr', expected one of en, de"): spell('3', 'fr')
 
 @pytest.mark.parametrize('n', [2,3,10,99])
 def test_others_are_others(n):

@@ -13,9 +13,10 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 from .. import hub
-from ..audio import check, load, resample
+from ..audio import load
 from ..core import AudioError, HubError, SoundlmError, SoundlmWarning, TokenError
 from ..layout import Frame
+from .corpus import plain_audio
 
 # %% ../../omni_nbs/30_omni.tokenizer.ipynb #8a358ff2
 class SNACTokenizer:
@@ -82,7 +83,8 @@ def to_codes(self:SNACTokenizer,
     "The inverse of `to_tokens`. Raises TokenError on a broken frame or an id in a wrong slot"
     ids = torch.as_tensor(tokens)
     ids = ids if ids.ndim == 2 else self.strip(ids)[None]
-    return self.layout.revert((ids - self.base)[:, None])
+    try: return self.layout.revert((ids - self.base)[:, None])
+    except TokenError as e: raise TokenError(f"{e} (counted from the first audio id, {self.base})") from None
 
 # %% ../../omni_nbs/30_omni.tokenizer.ipynb #82e9dbd3
 @patch
@@ -93,10 +95,8 @@ def samples(self:SNACTokenizer,
     "Check an array, mix it down, resample. Raises AudioError on what is no audio"
     wav = audio.detach().cpu() if torch.is_tensor(audio) else torch.as_tensor(np.asarray(audio))
     if not wav.is_floating_point(): raise AudioError(f"Got samples of type {wav.dtype}, expected floats in ±1: divide 16-bit samples by 32768")
-    wav = wav.float()[None] if wav.ndim == 1 else wav.float()
-    if wav.ndim != 2: raise AudioError(f"Got samples of shape {tuple(wav.shape)}, expected (n,) or (channels, n)")
-    if len(wav) > 1: warnings.warn(f"{len(wav)}-channel audio was mixed down to mono", SoundlmWarning, stacklevel=4)
-    return resample(check(wav.mean(0, keepdim=True)), sample_rate, self.sample_rate)
+    if wav.ndim == 2 and len(wav) > 1: warnings.warn(f"{len(wav)}-channel audio was mixed down to mono", SoundlmWarning, stacklevel=4)
+    return plain_audio(wav, sample_rate, self.sample_rate)
 
 @patch
 def read_audio(self:SNACTokenizer,

@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from lightning.pytorch.callbacks import Callback
 from .. import hub
 from ..core import HubError, SoundlmError, SoundlmWarning, TokenError, atomic, cache_dir, data_dir, has_fast_bf16_cpu, rng, text_sha
-from .corpus import DigitStrings, Sentences, Words, sentence, split_of
+from .corpus import DigitStrings, Sentences, Words, sentence, split_of, stream_of
 from .dataset import Buckets, MultimodalDataset
 from .model import MultimodalLLM
 from .tokenizer import beside, train_bpe
@@ -314,10 +314,9 @@ def stream_texts(
     column:str='text', # Where they stand
 ): # yields str
     "Texts of a dataset on the hub, without downloading it whole. Raises HubError where it cannot be had"
-    from datasets import load_dataset
-    try: yield from (r[column] for r in islice(load_dataset(name, part, split='train', streaming=True), count))
-    except (OSError, ValueError, KeyError) as e:
-        raise HubError(f"Cannot stream {name} ({str(e)[:200]}): check the name and the network, or use transcripts() as a stand-in") from e
+    for r in islice(stream_of(name, part, 'train'), count):
+        if column not in r: raise HubError(f"{name} has no column {column!r}, expected one of {', '.join(r)}")
+        yield r[column]
 
 # %% ../../omni_nbs/33_omni.trainer.ipynb #159c3492
 seed_run = dict(what="the first run's log", loss_before=10.80, loss_after=10.42, ppl_before=49_105., ppl_after=33_452., acc_before=None, acc_after=.0155)
