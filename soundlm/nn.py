@@ -234,19 +234,21 @@ def forward(self:Attention,
 
 # %% ../nbs/05_nn.ipynb #e4c9b63c
 class MLP(nn.Module):
-    "GPT-2's feed-forward: up, GELU (tanh form), down"
+    "GPT-2's feed-forward: up, GELU, down"
     def __init__(self,
         d:int, # Width
         hidden:int|None=None, # Inner width, 4·d if not given
         bias:bool=True, # On both projections
+        approximate:str='tanh', # GPT-2's form of GELU; 'none' is the exact one
     ):
         super().__init__()
+        self.approximate = approximate
         self.up,self.down = nn.Linear(d, hidden or 4*d, bias=bias), nn.Linear(hidden or 4*d, d, bias=bias)
     def forward(self,
         x:Tensor, # (b,n,d)
     ) -> Tensor: # (b,n,d)
         "Up, bend, down"
-        return self.down(F.gelu(self.up(x), approximate='tanh'))
+        return self.down(F.gelu(self.up(x), approximate=self.approximate))
 
 # %% ../nbs/05_nn.ipynb #9014fec5
 class SwiGLU(nn.Module):

@@ -24,6 +24,7 @@ class Sampler:
     top_k:int = 250 # Keep this many of the likeliest; 0 keeps all
     top_p:float = 0. # Keep the likeliest that sum to this much; 0 keeps all
     guidance:float = 1. # Weight of the condition; 1 is no guidance
+    style_guidance:float|None = None # Weight of the audio prompt, where there is one beside the text; None weighs both together
     window:int = 0 # Frames looked back at for repetition; 0 is off
     ratio:float = .1 # Share of the window that one id may have before it is drawn anew
 
@@ -31,9 +32,15 @@ class Sampler:
         ok = dict(temperature=(self.temperature==0 or 1e-3<=self.temperature<=100, "0 (greedy) or 0.001 to 100"),
             top_k=(self.top_k>=0 and self.top_k%1==0, "a whole number from 0 (off) up"),
             top_p=(0<=self.top_p<=1, "0 (off) to 1"), guidance=(0<=self.guidance<=100, "0 to 100"),
+            style_guidance=(self.style_guidance is None or 0<=self.style_guidance<=100, "None, or 0 to 100"),
             window=(self.window>=0 and self.window%1==0, "a whole number from 0 (off) up"), ratio=(0<=self.ratio<=1, "0 to 1"))
         for name,(good,want) in ok.items():
             if not good: raise SoundlmError(f"Got {name}={getattr(self,name)}, expected {want}")
+
+    @property
+    def rows(self) -> int: # 1, 2 or 3
+        "How many conditions a step compares: all; all and none; all, audio prompt alone and none"
+        return 3 if self.style_guidance is not None else 1 if self.guidance==1 else 2
 
 # %% ../nbs/06_sample.ipynb #af1567a9
 def legal_logits(
@@ -134,12 +141,16 @@ def sample_anew(
 
 # %% ../nbs/06_sample.ipynb #553d533b
 def guide(
-    logits:Tensor, # (2b,s,V): conditional rows, then unconditional ones
+    logits:Tensor, # (2b,s,V): conditional rows, then unconditional ones; (3b,s,V) with those of the audio prompt alone between them
     guidance:float, # Weight of the condition
+    style_guidance:float|None=None, # Weight of the audio prompt, for 3b rows
 ) -> Tensor: # (b,s,V)
     "Classifier-free guidance ([Ho & Salimans 2022](https://arxiv.org/abs/2207.12598)): walk from the unconditional logits through the conditional ones"
-    cond,uncond = logits.float().chunk(2)
-    return uncond + guidance*(cond-uncond)
+    if style_guidance is None:
+        cond,uncond = logits.float().chunk(2)
+        return uncond + guidance*(cond-uncond)
+    both,style,uncond = logits.float().chunk(3)
+    return uncond + style_guidance*(style-uncond) + guidance*(both-style)
 
 # %% ../nbs/06_sample.ipynb #0b422626
 def keep_end(
@@ -179,14 +190,14 @@ class Decoder:
         self.pos = torch.zeros(1, dtype=torch.long, device=template.device)  # stream index of the newest known ids
         self.noise = torch.zeros(*template.shape[:2], layout.vocab, device=template.device)
         self.draw = Noise(seeds, self.noise.shape[1:], template.device)
-        self.rows = 1 if sampler.guidance==1 else 2
+        self.rows = sampler.rows
 
     def choose(self,
         logits:Tensor, # (rows·b,s,V) for stream index `pos+1`
     ):
         "Draw the next ids, take forced ones from the template, move on"
         self.pos += 1
-        if self.rows==2: logits = guide(logits, self.sampler.guidance)
+        if self.rows>1: logits = guide(logits, self.sampler.guidance, self.sampler.style_guidance)
         mask = self.masks.index_select(0, self.pos%self.period)
         forced = self.template.index_select(2, self.pos)[...,0]
         ids = sample(logits, mask, self.sampler, self.noise)
@@ -219,10 +230,10 @@ def prefill(self:Decoder,
 ):
     "Read the condition and the prompt, choose the first ids. Raises SoundlmError for a broken model"
     b,_,L = self.seq.shape
-    if self.rows==2:
+    if self.rows>1:
         if cond_mask is None: cond_mask = torch.ones(cond.shape[:2], dtype=torch.bool, device=cond.device)
-        null,null_mask = self.lm.null_cond(cond, cond_mask)
-        cond,cond_mask = torch.cat([cond,null]),torch.cat([cond_mask,null_mask])
+        conds = [(cond,cond_mask)] + ([self.lm.style_cond(cond, cond_mask)] if self.rows==3 else []) + [self.lm.null_cond(cond, cond_mask)]
+        cond,cond_mask = (torch.cat(o) for o in zip(*conds))
     self.cache = self.lm.new_cache(b*self.rows, prefix_slots(self.lm,cond)+1+L)
     self.pos.fill_(p-1)
     logits = self.lm.prefill(self.seq[...,:p].repeat(self.rows,1,1), cond, cond_mask, self.cache)
@@ -280,7 +291,8 @@ def check_run(
     "Raises SoundlmError where the model's `context` is too short or guidance has nothing to guide by"
     context = getattr(lm, 'context', slots)
     if slots>context: raise SoundlmError(f"{slots} positions wanted, the model's context holds {context}: ask for fewer seconds")
-    if sampler.guidance!=1 and cond is None: raise SoundlmError(f"Guidance {sampler.guidance} needs a condition; give a prompt or guidance=1")
+    if sampler.rows>1 and cond is None: raise SoundlmError(f"Guidance {sampler.guidance} needs a condition; give a prompt or guidance=1")
+    if sampler.rows==3 and not hasattr(lm, 'style_cond'): raise SoundlmError(f"style_guidance={sampler.style_guidance} needs a model that reads an audio prompt: leave it None")
 
 # %% ../nbs/06_sample.ipynb #88681c15
 @contextmanager

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['tiers', 'fixed_prompts', 'short_stage', 'MusicAConfig', 'music_a_tiny', 'music_a_t4', 'music_a_full', 'sinusoids',
-           'MusicA', 'entries', 'threads', 'MusicData', 'recipe', 'make_tokens', 'read_tokens', 'sample_prompts',
-           'build_music_a', 'train_music_a', 'music_a_card', 'nll_report', 'named_clips', 'share', 'generation_report',
-           'as_gpt2', 'gpt2_music', 'uncached_seconds', 'speed_report']
+           'MusicLM', 'MusicA', 'entries', 'threads', 'MusicData', 'recipe', 'make_tokens', 'read_tokens',
+           'sample_prompts', 'build_music_a', 'stages', 'short_stages', 'train_music_a', 'music_a_card', 'nll_report',
+           'named_clips', 'share', 'generation_report', 'as_gpt2', 'gpt2_music', 'uncached_seconds', 'speed_report']
 
 # %% ../../nbs/12_music.baseline.ipynb #27f8e33b
 import math
@@ -68,8 +68,21 @@ def sinusoids(
     a = torch.arange(n)[:,None]*f
     return torch.cat([a.sin(), a.cos()], dim=1)
 
+# %% ../../nbs/12_music.baseline.ipynb #003d1d2e
+class MusicLM(nn.Module):
+    "What every music model here has: a table of codes, and the parts it was trained with"
+    weights = None # Of each codebook in the training loss; None for all alike
+    @property
+    def codec(self): return self.parts.get('codec')
+    @property
+    def encoder(self): return self.parts.get('encoder')
+    @property
+    def head(self) -> Tensor: # (k,K,d)
+        "The output vector of every code; here the embedding itself (2048, the start, is no code and has none)"
+        return self.emb.weight.view(self.config.codebooks, -1, self.config.dim)[:,:-1]
+
 # %% ../../nbs/12_music.baseline.ipynb #3142fdcd
-class MusicA(nn.Module):
+class MusicA(MusicLM):
     "Text-prefixed GPT-2 over codec tokens"
     def __init__(self,
         config:MusicAConfig=MusicAConfig(), # Its numbers
@@ -85,10 +98,7 @@ class MusicA(nn.Module):
         self.trunk = Stack([GPT2Block(c.dim, c.n_heads, layer=i, dropout=c.dropout) for i in range(c.n_layers)], LayerNorm(c.dim))
         self.drop, self.parts, self.name, self.sha = nn.Dropout(c.dropout), {}, 'music-a', ''
         self.init()
-    @property
-    def codec(self): return self.parts.get('codec')
-    @property
-    def encoder(self): return self.parts.get('encoder')
+
 
 # %% ../../nbs/12_music.baseline.ipynb #521f2fbe
 @patch
@@ -111,7 +121,7 @@ def entries(
 
 @patch
 @torch.no_grad()
-def init_codes(self:MusicA,
+def init_codes(self:MusicLM,
     codec, # Loaded; its codebooks must fit the config
     std:float=.05, # Of the embeddings
 ):
@@ -124,7 +134,7 @@ def init_codes(self:MusicA,
 
 # %% ../../nbs/12_music.baseline.ipynb #ee125deb
 @patch
-def embed(self:MusicA,
+def embed(self:MusicLM,
     ids:Tensor, # (b,s,m) row numbers within each stream, as `self.rows` makes
 ) -> Tensor: # (b,m,d)
     "Look up stream ids; streams are summed"
@@ -132,7 +142,7 @@ def embed(self:MusicA,
     return self.emb(ids).sum(1)
 
 @patch
-def start(self:MusicA) -> Tensor: # (1,s,1)
+def start(self:MusicLM) -> Tensor: # (1,s,1)
     "The id that stands before the first code: 2048 in each stream"
     return torch.full((1, self.layout.streams, 1), self.config.codebook_size, device=self.emb.weight.device)
 
@@ -175,7 +185,7 @@ def hidden(self:MusicA,
 
 # %% ../../nbs/12_music.baseline.ipynb #99177d07
 @patch
-def targets(self:MusicA,
+def targets(self:MusicLM,
     codes:Tensor, # (b,k,t) codes; 2048 where a clip has ended
 ) -> Tensor: # (b,s,L) codes local to their codebook, -100 where nothing is to be learnt
     "What each stream position should predict; pads and holes are ignored by cross-entropy"
@@ -184,17 +194,26 @@ def targets(self:MusicA,
     return y.masked_fill(y==k, -100)
 
 @patch
-def loss(self:MusicA,
+def loss(self:MusicLM,
     batch:dict, # codes (b,k,t), and text (b,n,d_text) with text_mask (b,n), or none
 ) -> dict: # loss, nll_1 … nll_k: nats per code; tokens
     "Cross-entropy of every code; a codebook's logits are only computed where that codebook is due"
-    h = self.hidden(batch['codes'], batch.get('text'), batch.get('text_mask'), batch.get('at', 0))
-    y, e, k = self.targets(batch['codes']), self.emb.weight.view(self.config.codebooks, -1, self.config.dim)[:,:-1], self.config.codebooks
+    h = self.hidden(batch['codes'], *self.condition(batch), batch.get('at', 0))
+    y, e, k = self.targets(batch['codes']), self.head, self.config.codebooks
     flat = self.layout.streams==1
     pick = lambda i: (h[:,i::k], y[:,0,i::k]) if flat else (h, y[:,i])
     parts = [F.cross_entropy((a@e[i].T.to(a.dtype)).float().flatten(0,1), b.flatten(), ignore_index=-100, reduction='sum') for i in range(k) for a,b in (pick(i),)]
     n = [(pick(i)[1]!=-100).sum().clamp(min=1) for i in range(k)]
-    return dict(loss=sum(parts)/sum(n), tokens=int(sum(n)), **{f'nll_{i+1}': p/m for i,(p,m) in enumerate(zip(parts, n))})
+    w = self.weights if self.training and self.weights else (1,)*k
+    loss = sum(a*p for a,p in zip(w, parts))/sum(a*m for a,m in zip(w, n))
+    return dict(loss=loss, tokens=int(sum(n)), **{f'nll_{i+1}': p/m for i,(p,m) in enumerate(zip(parts, n))})
+
+@patch
+def condition(self:MusicA,
+    batch:dict, # text (b,n,d_text) with text_mask (b,n), or none
+) -> tuple: # (cond, mask) for `hidden`
+    "What a batch says beside its codes"
+    return batch.get('text'), batch.get('text_mask')
 
 # %% ../../nbs/12_music.baseline.ipynb #6405e31f
 @patch
@@ -205,7 +224,7 @@ def prefix_slots(self:MusicA,
     return self.config.text_len
 
 @patch
-def new_cache(self:MusicA,
+def new_cache(self:MusicLM,
     batch:int, # Rows
     length:int, # Slots
 ) -> KVCache: # Preallocated
@@ -221,7 +240,7 @@ def null_cond(self:MusicA,
     return cond, torch.zeros(cond.shape[:2], dtype=torch.bool, device=cond.device)
 
 @patch
-def table_rows(self:MusicA,
+def table_rows(self:MusicLM,
     ids:Tensor, # (b,s,m) ids of the layout
 ) -> Tensor: # (b,s,m) rows for `embed`
     "A flat id skips the pad of each codebook before it"
@@ -257,7 +276,7 @@ def step(self:MusicA,
 fixed_prompts = 'techno beat with a synth lead', 'relaxing piano with rain', 'heavy metal guitar riff'
 
 @patch
-def frames(self:MusicA,
+def frames(self:MusicLM,
     seconds:float, # Wanted
 ) -> int: # Codec frames
     "Seconds to frames. Raises SoundlmError beyond what the model was made for"
@@ -274,26 +293,67 @@ def threads(
     try: torch.set_num_threads(min(was, n or was)); yield
     finally: torch.set_num_threads(was)
 
+# %% ../../nbs/12_music.baseline.ipynb #6b923746
+@patch
+def read(self:MusicLM,
+    prompts:list, # Captions
+) -> tuple: # (b,n,d_text) features, (b,n) bool
+    "What the text encoder makes of captions; those that are too long are cut, and that is said"
+    cond, mask = self.encoder.encode(list(prompts)); n = self.config.text_len
+    if cond.shape[1]>n: warnings.warn(f"{self.name} reads {n} tokens of a caption; the longest here has {cond.shape[1]}: the rest is not heard", SoundlmWarning, stacklevel=3)
+    return cond[:,:n].to(self.emb.weight.device), mask[:,:n].to(self.emb.weight.device)
+
+@patch
+def conditions(self:MusicLM,
+    prompts:list, # Captions
+    style:Tensor|None=None, # An audio prompt, for models that read one
+) -> tuple: # (cond, mask) for `write`
+    "What the music is to follow. Raises SoundlmError"
+    if style is not None: raise SoundlmError(f"{self.name} reads no audio prompt: use music-b, or leave it out")
+    return self.read(prompts)
+
+# %% ../../nbs/12_music.baseline.ipynb #c3d9e1b2
+@patch
+def write(self:MusicLM,
+    t:int, # Frames, those of `begin` included
+    cond:Tensor, # (b,m,d_text) condition
+    mask:Tensor, # (b,m) bool
+    sampler:Sampler, # How codes are drawn
+    seed:int|list=0, # Of the first row; they count up
+    begin:Tensor|None=None, # (b,k,t') codes that the music begins with
+    on_step=None, # Called with (positions done, seq)
+) -> Tensor: # (b,k,t) codes
+    "Write codes; narrow models on a CPU use one thread"
+    few = cond.device.type=='cpu' and self.config.dim<=256 and len(cond)<=8
+    with threads(1 if few else None): seq = generate(self, self.layout, t, cond, mask, sampler, begin, seeds=seed, on_step=on_step)
+    return self.layout.revert(seq)
+
+@patch
+def sound(self:MusicLM,
+    codes:Tensor, # (b,k,t) codes
+) -> Tensor: # (b,1,n) audio, peak ≤ .95
+    "Codes to audio, one by one: a row sounds the same in any batch"
+    wav = torch.cat([self.codec.decode(o[None]) for o in codes])
+    return wav*(.95/wav.abs().amax((1,2), keepdim=True).clamp(min=.95))
+
 # %% ../../nbs/12_music.baseline.ipynb #764f5e7a
 @patch
 @torch.inference_mode()
-def music(self:MusicA,
-    prompts:list, # Captions
-    seconds:float=6., # Length
+def music(self:MusicLM,
+    prompts:list, # Captions; None for a row without text, where the model reads an audio prompt
+    seconds:float=6., # Length, what it begins with included
     seed:int=0, # Of the first row; they count up
-    sampler:Sampler=Sampler(temperature=.9, top_k=100, guidance=3.), # How codes are drawn
+    sampler:Sampler=Sampler(temperature=.9, top_k=100, guidance=3., style_guidance=1.5), # How codes are drawn
+    style:Tensor|None=None, # (b or 1,k,p) codes of an audio prompt, for models that read one
+    begin:Tensor|None=None, # (b or 1,k,t') codes that the music begins with
     on_step=None, # Called with (positions done, seq)
 ) -> Tensor: # (b,1,n) audio at `codec.sample_rate`
-    "Captions to music. Raises SoundlmError on a caption or a length that cannot be"
+    "Captions to music. Raises SoundlmError on a caption, a prompt or a length that cannot be"
     t = self.frames(seconds)
-    cond, mask = self.encoder.encode(list(prompts))
-    device, n = self.emb.weight.device, self.config.text_len
-    if cond.shape[1]>n: warnings.warn(f"{self.name} reads {n} tokens of a caption; the longest here has {cond.shape[1]}: the rest is not heard", SoundlmWarning, stacklevel=2)
-    few = device.type=='cpu' and self.config.dim<=256 and len(prompts)<=8
-    with threads(1 if few else None): seq = generate(self, self.layout, t, cond.to(device), mask.to(device), sampler, seeds=seed, on_step=on_step)
-    codes = self.layout.revert(seq)
-    wav = torch.cat([self.codec.decode(o[None]) for o in codes]) # One by one: a row sounds the same in any batch
-    return wav*(.95/wav.abs().amax((1,2), keepdim=True).clamp(min=.95))
+    if style is None: sampler = replace(sampler, style_guidance=None) # Nothing between the text and nothing
+    if begin is not None: begin = begin.to(self.emb.weight.device).expand(len(prompts),-1,-1)
+    if begin is not None and begin.shape[-1]>=t: raise SoundlmError(f"Got {begin.shape[-1]/self.config.frame_rate:g} s to begin with, expected less than the {seconds:g} s asked for: ask for more, or give less")
+    return self.sound(self.write(t, *self.conditions(prompts, style), sampler, seed, begin, on_step))
 
 # %% ../../nbs/12_music.baseline.ipynb #98d04635
 @patch
@@ -327,7 +387,8 @@ class MusicData:
         span:int=300, # Crops lie within so many frames, the model's longest music
         drop:float=0., # Share of captions left out
         fresh:bool=False, # Word SynthCaps captions anew in each batch
-    ): self.store, self.encoder, self.frames, self.span, self.drop, self.fresh = store, encoder, frames, span, drop, fresh
+        telling:float=0., # Share of these that name style, instrument and tempo whatever else they say
+    ): self.store, self.encoder, self.frames, self.span, self.drop, self.fresh, self.telling = store, encoder, frames, span, drop, fresh, telling
 
     def __len__(self): return len(self.store)
 
@@ -336,9 +397,13 @@ class MusicData:
         g, # numpy Generator
     ) -> str: # Its caption, or a paraphrase
         "What the text says of row `i`"
-        from soundlm.music.corpus import caption
-        row = self.store.row(i)
-        return caption(row['attributes'], g) if self.fresh and 'note_seed' in (row['attributes'] or {}) else row['caption']
+        from soundlm.music.corpus import choose_mentions, compose_caption
+        row = self.store.row(i); a = row['attributes'] or {}
+        if not (self.fresh and 'note_seed' in a): return row['caption']
+        if not self.telling: return compose_caption(a, g)[0]
+        said = choose_mentions(a, g)
+        if g.random()<self.telling: said = [*dict.fromkeys(['style','instrument','tempo']+said)]
+        return compose_caption(a, g, said)[0]
 
     def batch(self,
         indices, # Rows
@@ -422,9 +487,38 @@ def build_music_a(
     m.init_codes(codec); m.parts = dict(codec=codec, encoder=encoder)
     return m
 
-# %% ../../nbs/12_music.baseline.ipynb #a685eea1
-short_stage = dict(tiny=dict(frames=100, steps=2000, batch_size=8, lr=3e-3, val_every=500, val_batches=8))
+# %% ../../nbs/12_music.baseline.ipynb #d718f27f
+short_stage = dict(tiny=[dict(frames=100, steps=2000, batch_size=8, lr=3e-3, val_every=500, val_batches=8)])
 
+def stages(
+    model:MusicLM, # To train, in place
+    data, # Frames of a crop → (training data, validation data)
+    frames:int, # Of the whole clips
+    config, # `TrainConfig` of the whole clips
+    short:list, # Stages before them: dicts of `frames`, and of what differs in `config`
+    out:Path, # Folder of the run
+    go=None, # 'auto' resumes
+) -> list: # The `TrainResult` of each stage
+    "Short crops first, then whole clips; each stage ends with its best weights"
+    from soundlm.train import SampleAudio, best_weights, fit
+    plan = [(f"short-{o['frames']}", min(frames, o['frames']), replace(config, **{k:v for k,v in o.items() if k!='frames'}), []) for o in short]
+    runs = []
+    for name,n,c,callbacks in plan+[('long', frames, config, [SampleAudio(sample_prompts())])]:
+        runs.append(fit(model, *data(n), c, Path(out)/name, go, callbacks))
+        model.load_state_dict(best_weights(runs[-1]))
+    model.to(get_device(config.device)).eval()
+    return runs
+
+def short_stages(
+    tier:str, # tiny, t4 or full
+    table:dict, # Tier → its stages
+    short:list|None, # What the caller asked for; None: the tier's
+    kw:dict, # Fields of `TrainConfig` that the caller asked for: they hold for every stage
+) -> list: # For `stages`
+    "The stages before the whole clips; what is asked for in `short` stands"
+    return [{k:v for k,v in o.items() if k not in kw} for o in table.get(tier, [])] if short is None else short
+
+# %% ../../nbs/12_music.baseline.ipynb #a685eea1
 def train_music_a(
     out:Path, # Folder of the run
     tier:str='tiny', # tiny, t4 or full
@@ -432,27 +526,21 @@ def train_music_a(
     encoder:str='t5-tiny', # Likewise
     tokens:Path|None=None, # As `make_tokens` makes; made where absent
     layout:str='flat', # or 'delay'
-    short:dict|None=None, # Frames and `TrainConfig` fields of the first stage; None: the tier's, {}: without it
+    short:list|None=None, # Frames and `TrainConfig` fields of each stage of crops; None: the tier's, []: without
     resume:bool=False, # Go on where an earlier run in `out` stopped
     **kw, # Any field of `TrainConfig`, for the second stage
 ) -> tuple: # (model with the best weights, the TrainResult of each stage)
     "The whole recipe: tokens, short crops, whole clips, best weights"
-    from soundlm.train import SampleAudio, best_weights, fit, fit_batch_size
+    from soundlm.train import fit_batch_size
     config = recipe(tier, **kw)
     codec, encoder = (hub.load(o, get_device(config.device)) for o in (codec, encoder))
     m = build_music_a(tier, codec, encoder, layout, config.seed)
     tokens = Path(tokens) if tokens else make_tokens(codec)
     train, valid = read_tokens(tokens, codec)
     data = lambda n: (MusicData(train, encoder, n, m.config.max_frames, .1, True), MusicData(valid, encoder, n, m.config.max_frames))
-    frames, runs, go = min(m.config.max_frames, *(s.frames(i) for s in (train,valid) for i in range(len(s)))), [], 'auto' if resume else None
+    frames, go = min(m.config.max_frames, *(s.frames(i) for s in (train,valid) for i in range(len(s)))), 'auto' if resume else None
     if tier!='tiny' and 'batch_size' not in kw and get_device(config.device).type=='cuda': config = fit_batch_size(m, data(frames)[0], config)
-    if short := short_stage.get(tier, {}) if short is None else short:
-        first = replace(config, **{k:v for k,v in short.items() if k not in ('frames', *kw)}) # What the caller asked for holds for both stages
-        runs.append(fit(m, *data(min(frames, short['frames'])), first, Path(out)/'short', go))
-        m.load_state_dict(best_weights(runs[0]))
-    runs.append(fit(m, *data(frames), config, Path(out)/'long', go, [SampleAudio(sample_prompts())]))
-    m.load_state_dict(best_weights(runs[-1]))
-    return m.to(get_device(config.device)).eval(), runs
+    return m, stages(m, data, frames, config, short_stages(tier, short_stage, short, kw), out, go)
 
 # %% ../../nbs/12_music.baseline.ipynb #73c5c98c
 def music_a_card(
@@ -509,7 +597,7 @@ def named_clips(
     return res
 
 @patch
-def heard(self:MusicA,
+def heard(self:MusicLM,
     wavs:list, # (1,n) each
     clips:list, # What they should be
     probe, # `hub.load('probe-music')`
