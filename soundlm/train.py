@@ -8,7 +8,7 @@ __all__ = ['same_order', 'TrainConfig', 'check_config', 'permutation', 'order', 
            'kept_rng', 'count_tokens', 'loss_parts', 'LitLM', 'quiet_lightning', 'read_log', 'RunLog', 'SampleAudio',
            'wandb_samples', 'show_bar', 'Report', 'stop_on_interrupt', 'make_loggers', 'make_checkpoints', 'Last',
            'trainer_args', 'read_checkpoint', 'find_resume', 'check_resume', 'TrainResult', 'smoke', 'fit',
-           'best_weights', 'fit_batch_size']
+           'best_weights', 'both_weights', 'fit_batch_size']
 
 # %% ../nbs/07_train.ipynb #33fb1d9e
 import json, logging, math, os, random, signal, sys, threading, time, warnings
@@ -772,6 +772,7 @@ class TrainResult:
     tokens:int # Read
     steps:int # Done
     skipped:int # By fp16's scaler
+    both:dict|None=None # Validation loss of the best checkpoint, with the trained weights and with their average
 
 def smoke(
     config:TrainConfig, # Numbers of the run
@@ -808,7 +809,8 @@ def fit(
     if trainer.global_step != last.step: trainer.save_checkpoint(last.file, weights_only=False) # one of this step is there, and counts the log's steps right
     best = Path(keep.best_model_path) if val and keep.best_model_path else last.file
     loss = float(keep.best_model_score) if val and keep.best_model_score is not None else math.nan
-    return TrainResult(best, last.file, loss, read_log(out/'metrics.csv'), lit.seconds, lit.tokens, trainer.global_step, lit.skipped)
+    res = TrainResult(best, last.file, loss, read_log(out/'metrics.csv'), lit.seconds, lit.tokens, trainer.global_step, lit.skipped)
+    return replace(res, both=both_weights(lm, res, val_data)) if val and config.ema else res
 
 # %% ../nbs/07_train.ipynb #21751a4d
 def best_weights(
@@ -821,6 +823,25 @@ def best_weights(
     if ema and mine['ema'] is None: raise SoundlmError('This run kept no averaged weights, expected ema > 0 in its TrainConfig')
     if ema or (ema is None and mine['ema'] and mine['config']['ema_val']): weights.update(mine['ema']['shadow'])
     return weights
+
+@torch.no_grad()
+def both_weights(
+    lm:nn.Module, # Its weights and mode are left as they are
+    run, # A `TrainResult`, or the path of a checkpoint
+    val_data, # Has `__len__` and `batch(indices, rng)`
+) -> dict: # trained, averaged: nats
+    "Validation loss of a run's best checkpoint with the weights that were trained and with their average. Raises `SoundlmError` where there is no average"
+    c = TrainConfig(**read_checkpoint(run.best if isinstance(run, TrainResult) else run)['soundlm']['config'])
+    kept, was, device = {k: v.clone() for k, v in lm.state_dict().items()}, lm.training, next(lm.parameters()).device
+    count = -(-len(val_data)//c.batch_size)
+    batches, res = Batches(val_data, c.seed, c.batch_size, min(count, c.val_batches or count), shuffle=False), {}
+    for name, ema in dict(trained=False, averaged=True).items():
+        lm.load_state_dict(best_weights(run, ema)); lm.eval()
+        outs = [(lm.loss(b), b) for b in ({k: v.to(device) if isinstance(v, Tensor) else v for k, v in batches[i].items()} for i in range(len(batches)))]
+        counts = [count_tokens(o, b) for o, b in outs]
+        res[name] = sum(float(o['loss'])*m for (o, _), m in zip(outs, counts))/sum(counts)
+    lm.load_state_dict(kept); lm.train(was)
+    return res
 
 # %% ../nbs/07_train.ipynb #d57797b1
 def fit_batch_size(
