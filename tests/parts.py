@@ -33,7 +33,19 @@ def t5(folder, d=768, layers=2):
     T5EncoderModel(cfg).save_pretrained(folder)
     shutil.copy(tok, folder/'tokenizer.json')
 
-builders = {'facebook/encodec_32khz':encodec, 'hubertsiuzdak/snac_24khz':snac, 'google-t5/t5-base':t5}
+def clap(folder, width=128):
+    "`laion/larger_clap_music`: its widths, window and mel bands, one block a stage, one layer of text, the zoo's tokenizer"
+    import shutil
+    from tokenizers import Tokenizer
+    from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
+    tok = root/'data'/'zoo'/'clap-tiny'/'tokenizer.json'
+    text = dict(vocab_size=Tokenizer.from_file(str(tok)).get_vocab_size(), num_hidden_layers=1)
+    sound = dict(depths=[1,1,1,1], hidden_size=8*width, patch_embeds_hidden_size=width)
+    ClapModel(ClapConfig(text_config=text, audio_config=sound)).save_pretrained(folder)
+    ClapFeatureExtractor(frequency_min=50, truncation='rand_trunc').save_pretrained(folder)
+    shutil.copy(tok, folder/'tokenizer.json')
+
+builders = {'facebook/encodec_32khz':encodec, 'hubertsiuzdak/snac_24khz':snac, 'google-t5/t5-base':t5, 'laion/larger_clap_music':clap}
 
 def build(name, folder):
     "Make the part that a hub id stands for, once a folder"
