@@ -4,22 +4,24 @@
 
 # %% auto #0
 __all__ = ['app', 'public_sets', 'trainers', 'train_flags', 'benches', 'as_option', 'command', 'told', 'exit_code', 'guard',
-           'say', 'progress', 'check_out', 'music_model', 'check_prompt', 'check_seconds', 'perform', 'music',
-           'demo_prompts', 'slug', 'picture', 'write_clip', 'clip_html', 'heard_html', 'demo_page', 'peak_memory',
-           'demo', 'voice_model', 'check_speech', 'chunks_of', 'sink', 'stream_to', 'speak', 'transcribe', 'undone',
-           'tokenize', 'PublicSet', 'sets_named', 'ask', 'receive', 'download', 'archived', 'inside', 'unpack',
-           'fetch_set', 'data_table', 'data', 'train_music', 'train_text', 'speech_clips', 'held_speech', 'codec_clips',
-           'train_mel', 'fresh_run', 'train_codec', 'train_encodec', 'train_snac', 'probe_lesson', 'train_probe_music',
-           'digit_lessons', 'digit_scores', 'train_probe_digits', 'voice_names', 'voice_lesson', 'voice_scores',
-           'train_probe_voices', 'train_speech', 'train_options', 'check_numbers', 'train_part', 'train',
-           'codec_report', 'digits_kept', 'speech_codec_report', 'intervals', 'music_report', 'write_csv', 'demo_cost',
+           'say', 'progress', 'check_out', 'music_model', 'check_prompt', 'check_seconds', 'check_count', 'perform',
+           'listen_to', 'write_scores', 'music', 'demo_prompts', 'slug', 'picture', 'write_clip', 'clip_html',
+           'heard_html', 'demo_page', 'peak_memory', 'demo', 'voice_model', 'check_speech', 'chunks_of', 'sink',
+           'stream_to', 'speak', 'transcribe', 'undone', 'tokenize', 'PublicSet', 'sets_named', 'ask', 'receive',
+           'download', 'archived', 'inside', 'unpack', 'fetch_set', 'data_table', 'data', 'train_music', 'train_text',
+           'train_judge', 'speech_clips', 'held_speech', 'codec_clips', 'train_mel', 'fresh_run', 'train_codec',
+           'train_encodec', 'train_snac', 'probe_lesson', 'train_probe_music', 'digit_lessons', 'digit_scores',
+           'train_probe_digits', 'voice_names', 'voice_lesson', 'voice_scores', 'train_probe_voices', 'train_speech',
+           'train_options', 'check_numbers', 'train_part', 'train', 'codec_report', 'digits_kept',
+           'speech_codec_report', 'intervals', 'music_report', 'write_csv', 'judges', 'fusion_compare',
+           'fusion_guidance', 'fusion_style', 'fusion_rerank', 'fusion_long', 'watched', 'demo_cost', 'long_cost',
            'speed_report', 'first_sound', 'omni_report', 'bench', 'versions', 'devices', 'hub_state', 'zoo_lines',
            'doctor', 'about', 'show_version', 'main']
 
 # %% ../nbs/80_cli.ipynb #7b0eac6b
 import errno, inspect, io, os, re, sys, time, warnings
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 import typer
@@ -35,7 +37,7 @@ def as_option(
     text:str, # What its docment says
 ) -> inspect.Parameter: # As typer wants it
     "One parameter of a function as an argument or an option"
-    flags = (['-o'] if p.name=='out' else []) + ['--'+p.name.replace('_','-')]
+    flags = (['-o'] if p.name=='out' else []) + ['--'+p.name.rstrip('_').replace('_','-')] # `continue_` is --continue
     info = typer.Option(*flags, help=text) if p.kind==p.KEYWORD_ONLY else typer.Argument(help=text)
     return p.replace(annotation=Annotated[p.annotation, info], kind=p.KEYWORD_ONLY)
 
@@ -156,50 +158,99 @@ def check_prompt(
 def check_seconds(
     seconds:float, # What somebody typed
 ) -> float: # The same
-    "Refuse what is no length. Raises SoundlmError; how much a model can hold is for it to say"
-    if seconds>0: return seconds
-    raise SoundlmError(f"Got {seconds} seconds, expected more than 0")
+    "Refuse what is no length. Raises SoundlmError"
+    if 0<seconds<=600: return seconds
+    raise SoundlmError(f"Got {seconds} seconds, expected more than 0 and at most 600")
+
+def check_count(
+    n:int, # Candidates that somebody asked for
+) -> int: # The same
+    "Refuse what is no number of candidates. Raises SoundlmError"
+    if n>=1: return n
+    raise SoundlmError(f"Got --candidates {n}, expected at least 1: 4 is a good number")
 
 # %% ../nbs/80_cli.ipynb #1f1f5251
 def perform(
     m, # A model that makes music
-    prompts:list, # Captions
+    prompts:list, # Captions; None for one without words
     seconds:float, # Length of each
     seed:int=0, # Of the first
+    n:int=1, # Candidates of each; the best come first
+    style=None, # (1,k,p) codes of an audio prompt
+    begin=None, # (1,k,t) codes that the music begins with
     **sampling, # Fields of `Sampler` that are not None replace the model's own
-) -> tuple: # (b,1,n) audio, seconds of computing
-    "Prompts to music, with a progress bar over the positions. Raises SoundlmError on what the model cannot hold"
-    default = inspect.signature(m.music).parameters['sampler'].default
-    sampler = replace(default, **{k:v for k,v in sampling.items() if v is not None})
-    start = time.perf_counter()
-    with progress('compose', m.layout.length(m.frames(seconds))) as at:
-        wavs = m.music(list(prompts), seconds, seed, sampler, on_step=lambda i,seq: at(i))
-    return wavs.cpu(), time.perf_counter()-start
+) -> tuple: # lists of `Candidate`, one a prompt; seconds of computing
+    "Prompts to music, with a progress bar. Raises SoundlmError on what the model cannot hold"
+    from soundlm.music.long import Long
+    from soundlm.music.rerank import Candidate, candidates
+    if None in prompts and n>1: raise SoundlmError(f"Got {n} candidates without words, but CLAP compares sound with words: give a prompt, or one candidate")
+    sampler = replace(m.sampler, **{k:v for k,v in sampling.items() if v is not None})
+    long = seconds>m.config.max_frames/m.config.frame_rate
+    more, start = {k:v for k,v in dict(style=style, begin=begin).items() if v is not None}, time.perf_counter()
+    with progress('compose', round(seconds*m.config.frame_rate) if long else m.layout.length(m.frames(seconds))) as at:
+        do, more = Long(m) if long else m, more|dict(on_step=lambda i,seq: at(i))
+        if n>1: made = candidates(do, list(prompts), n, None, seconds, seed, sampler, **more)
+        else: made = [[Candidate(p, w, seed+i, None)] for i,(p,w) in enumerate(zip(prompts, do.music(list(prompts), seconds, seed=seed, sampler=sampler, **more).cpu()))]
+    return made, time.perf_counter()-start
 
 # %% ../nbs/80_cli.ipynb #67303864
+def listen_to(
+    m, # A model that makes music
+    path:Path, # A sound file
+    style:bool, # It is an audio prompt; else what the music begins with
+): # (1,k,t) codes
+    "A sound file as codes of the model's codec. Raises AudioError"
+    from soundlm.audio import load
+    wav,rate = load(path, m.codec.sample_rate)
+    if style and not hasattr(m, 'style_codes'): raise SoundlmError(f"{m.name} reads no audio prompt: use --model music-b, or --continue")
+    return m.style_codes(wav, rate) if style else m.codec.encode(wav[None].to(next(m.parameters()).device))
+
+def write_scores(
+    path:Path, # Of the sound file; .json goes beside it
+    made:list, # of `Candidate`, best first
+    facts:dict, # How they were made
+) -> Path: # The JSON file
+    "All candidates and their scores"
+    import json
+    path = path.with_suffix('.json')
+    with atomic(path) as tmp: tmp.write_text(json.dumps(facts|dict(candidates=[c.row() for c in made]), indent=1, ensure_ascii=False)+'\n', encoding='utf-8')
+    return path
+
+# %% ../nbs/80_cli.ipynb #4312af14
 @command
 def music(
-    prompt:str, # What it should sound like, such as 'relaxing piano with rain'
+    prompt:str|None=None, # What it should sound like, such as 'relaxing piano with rain'; may be left out with --style
     *,
-    out:Path=Path('out.wav'), # The sound file: .wav, .flac, .ogg or .mp3
-    seconds:float=6., # How long
+    out:Path=Path('out.wav'), # The sound file: .wav, .flac, .ogg or .mp3; the scores go beside it as .json
+    seconds:float=6., # How long; what is longer than the model's context is written by a sliding window
     seed:int=0, # Another seed, another piece
-    model:str='music-a', # A name in the zoo, on the hub, or a folder
+    model:str='music-b', # A name in the zoo, on the hub, or a folder
+    style:Path|None=None, # A sound file of 1 to 5 seconds to take after
+    continue_:Path|None=None, # A sound file that the music begins with
+    candidates:int=1, # Pieces to choose from: CLAP keeps the one that fits the prompt best
     temperature:float|None=None, # Higher is more adventurous; the model's own by default
     top_k:int|None=None, # Draw from the k likeliest codes; 0: from all
     top_p:float|None=None, # Draw from the likeliest codes that hold this share; 0: from all
     guidance:float|None=None, # How strongly the prompt counts (classifier-free guidance); 1: as it was trained
+    style_guidance:float|None=None, # How strongly the audio prompt counts
     codec:str|None=None, # Make sure that the model belongs to this codec
     device:str='auto', # auto, cpu, cuda or mps
 ):
-    "Turn a prompt into music."
+    "Turn a prompt, a few seconds of sound, or both into music."
     from soundlm.audio import save
-    check_seconds(seconds), check_prompt(prompt), check_out(out, endings=_sounds)
+    if prompt is None and style is None: raise SoundlmError("Got no prompt, expected words such as 'relaxing piano with rain', or a sound file with --style")
+    check_seconds(seconds), prompt is None or check_prompt(prompt), check_out(out, endings=_sounds), check_count(candidates)
     m = music_model(model, device, codec)
-    wavs,took = perform(m, [prompt], seconds, seed, temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
-    save(out, wavs[0], m.codec.sample_rate)
-    length = wavs.shape[-1]/m.codec.sample_rate
-    print(f'Wrote {out}: {length:.2f} s by {m.name} (seed {seed}), {length/took:.2f} seconds of music per second of computing')
+    heard = {k:listen_to(m, p, k=='style') for k,p in dict(style=style, begin=continue_).items() if p is not None}
+    (made,),took = perform(m, [prompt], seconds, seed, candidates, **heard, temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, style_guidance=style_guidance)
+    save(out, made[0].wav, m.codec.sample_rate)
+    if style_guidance is not None and style is None: warnings.warn('--style-guidance weighs an audio prompt, and there is no --style: it changes nothing', SoundlmWarning)
+    asked = {k:v for k,v in dict(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, style_guidance=style_guidance).items() if v is not None}
+    facts = dict(prompt=prompt, model=m.name, weights=m.sha, seconds=seconds, seed=seed, style=style and style.name, begins_with=continue_ and continue_.name, sampler=asdict(replace(m.sampler, **asked)))
+    beside = write_scores(out, made, facts)
+    if candidates>1: print('CLAP scores, best first: '+', '.join(f'{c.score:.3f} (seed {c.seed})' for c in made))
+    length = made[0].wav.shape[-1]/m.codec.sample_rate
+    print(f'Wrote {out} and {beside.name}: {length:.2f} s by {m.name} (seed {made[0].seed}), {candidates*length/took:.2f} seconds of music per second of computing')
 
 # %% ../nbs/80_cli.ipynb #43a87c41
 def demo_prompts() -> tuple: # Five prompts
@@ -271,9 +322,11 @@ def clip_html(
     from html import escape
     name, inside = escape(c['prompt'], quote=True), lambda b: b64encode(b).decode()
     heard = ', '.join(f'{escape(k)} <b>{escape(v)}</b> ({p:.0%})' for k,(v,p) in c['heard'].items())
+    scores = [o for o in c.get('scores', ()) if o is not None]
+    chosen = f" · CLAP {scores[0]:.2f}, the best of {len(scores)} (mean {sum(scores)/len(scores):.2f})" if len(scores)>1 else ''
     return f'''<section class="clip" aria-labelledby="{c['stem']}"><h2 id="{c['stem']}">{name}</h2>
 <audio controls preload="metadata" aria-label="{name}, {c['seconds']:.0f} seconds" src="data:audio/mpeg;base64,{inside(c['mp3'])}"></audio>
-<p class="heard">The probe hears: {heard}</p>
+<p class="heard">The probe hears: {heard}{chosen}</p>
 <img alt="Spectrogram of: {name}. Time runs to the right, pitch upwards; brighter is louder." src="data:image/png;base64,{inside(c['png'])}"></section>'''
 
 # %% ../nbs/80_cli.ipynb #008a5cd5
@@ -322,22 +375,24 @@ def demo(
     out:Path=Path('reports/demo'), # The folder for index.html, WAVs and spectrograms
     seconds:float=6., # How long each piece is
     seed:int=0, # Another seed, other pieces
-    model:str='music-a', # A name in the zoo, on the hub, or a folder
+    model:str='music-b', # A name in the zoo, on the hub, or a folder
+    candidates:int=4, # Pieces of each prompt to choose from; CLAP keeps the best
     device:str='auto', # auto, cpu, cuda or mps
 ):
     "Turn five prompts into music, and show them on one page."
     from soundlm import hub
-    check_seconds(seconds), check_out(out, folder=True)
+    check_seconds(seconds), check_out(out, folder=True), check_count(candidates)
     m, probe = music_model(model, device), hub.load('probe-music')
     prompts, rate = demo_prompts(), m.codec.sample_rate
-    wavs,took = perform(m, prompts, seconds, seed)
-    clips = [write_clip(out, f'{i+1}-{slug(p)}', p, w, rate, probe) for i,(p,w) in enumerate(track(list(zip(prompts, wavs)), 'write'))]
-    made = wavs.shape[0]*wavs.shape[-1]/rate
-    speed = f'{made/took:.2f} seconds of music per second of computing'
-    facts = {'model':f'{m.name} ({m.sha})', 'codec':m.codec.name, 'seed':seed, 'speed':speed, 'on':device if device!='auto' else str(next(m.parameters()).device)}
+    made,took = perform(m, prompts, seconds, seed, candidates)
+    clips = [write_clip(out, f'{i+1}-{slug(p)}', p, c[0].wav, rate, probe) | dict(scores=[o.score for o in c]) for i,(p,c) in enumerate(track(list(zip(prompts, made)), 'write'))]
+    for c,group in zip(clips, made): write_scores(out/f"{c['stem']}.wav", group, dict(model=m.name, weights=m.sha, seconds=seconds, seed=seed))
+    length = sum(o.wav.shape[-1] for c in made for o in c)/rate
+    speed = f'{length/took:.2f} seconds of music per second of computing'
+    facts = {'model':f'{m.name} ({m.sha})', 'codec':m.codec.name, 'seed':seed, 'best of':candidates, 'speed':speed, 'on':device if device!='auto' else str(next(m.parameters()).device)}
     with atomic(out/'index.html') as tmp: tmp.write_text(demo_page(clips, facts), encoding='utf-8')
     for c in clips: print(f"{c['stem']}.wav: {c['prompt']} → " + ', '.join(f'{v} {p:.0%}' for v,p in c['heard'].values()))
-    print(f'{made:.0f} s of music in {took:.1f} s: {speed}; at most {peak_memory():.2f} GiB of memory')
+    print(f'{length:.0f} s of music in {took:.1f} s: {speed}; at most {peak_memory():.2f} GiB of memory')
     print(f"Wrote {out/'index.html'}")
 
 # %% ../nbs/80_cli.ipynb #6074aae4
@@ -351,7 +406,7 @@ def voice_model(
     with progress(f'load {name}'): m = hub.load(name, device)
     if hasattr(m, 'speak'): return m
     have = [o['name'] for o in hub.zoo() if o['kind']=='omni']
-    raise SoundlmError(f"Got {name!r}, which does not speak, expected a model that does: {', '.join(have) or 'train one with `soundlm train omni`'}")
+    raise SoundlmError(f"Got {name!r}, which neither speaks nor listens, expected a model that does: {', '.join(have) or 'train one with `soundlm train omni`'}")
 
 def check_speech(
     text:str|None, # What somebody typed
@@ -361,6 +416,7 @@ def check_speech(
     "Refuse what cannot be said or written, before anything is loaded. Raises SoundlmError"
     from soundlm.omni.corpus import spell
     if text is None and stream: raise SoundlmError("Got --stream without a text, expected something to say")
+    if text is None and out and out.suffix.lower() in _sounds: raise SoundlmError(f"Got output {str(out)!r} without a text, expected a folder for the sample sentences: say what to say, or name a folder")
     if text is None: return check_out(out or Path('generated_audio'), folder=True)
     spell(text)
     if str(out)!='-': return check_out(out or Path('out.wav'), endings=('.wav',) if stream else _sounds)
@@ -422,7 +478,7 @@ def speak(
     *,
     out:Path|None=None, # The sound file, out.wav by default (with --stream also -: raw 16-bit mono samples at 24 kHz on stdout); without a text the folder, generated_audio by default
     voice:str='anna', # george, jackson, lucas, nicolas, yweweler (digits only), anna, ben, carol, david (English), emma, felix (German), or a sound file to speak like
-    reference_text:str|None=None, # What that sound file says; heard by the model itself by default
+    reference_text:str|None=None, # What that sound file says, not for a named voice; heard by the model itself by default
     language:str|None=None, # en or de; the voice's own by default
     rate:str='normal', # slow, normal or fast
     pitch:str='normal', # low, normal or high
@@ -693,24 +749,28 @@ def data(
 # %% ../nbs/80_cli.ipynb #40fa37d4
 def train_music(
     out:Path, # Folder of the run
+    name:str='music-a', # or music-b
     tier:str='tiny', # tiny, t4 or full
     resume:bool=False, # Go on with the run in `out`
     tokens:Path|None=None, # Token stores `train` and `valid`
     codec:str='mel_32khz', # What the tokens mean
     encoder:str='t5-tiny', # Reads the captions
-    layout:str='flat', # or 'delay'
-    short_steps:int|None=None, # Steps of the first stage, on short crops; 0 leaves it out
+    layout:str|None=None, # flat or delay; the model's own by default
+    short_steps:int|None=None, # Steps of each stage on short crops; 0 leaves them out
+    sibling:bool=False, # Model B as Model A was trained, to compare them
     **kw, # Any field of `TrainConfig`
 ) -> Path: # Where the model is
-    "Model A, from the corpus up"
-    from soundlm.music import baseline
+    "Model A or B, from the corpus up. Raises SoundlmError"
+    from soundlm.music import baseline, fusion
+    if sibling and name=='music-a': raise SoundlmError("--sibling trains a Model B as Model A was trained, expected music-b with it")
+    if sibling: kw['sibling'] = True
+    f,card,table,own = {'music-a':(baseline.train_music_a, baseline.music_a_card, baseline.short_stage, 'flat'), 'music-b':(fusion.train_music_b, fusion.music_b_card, fusion.short_stage, 'delay')}[name]
     if short_steps is not None:
-        first = baseline.short_stage.get(tier, dict(frames=100)) | ({'batch_size':kw['batch_size']} if 'batch_size' in kw else {})
-        kw['short'] = first | {'steps':short_steps} if short_steps else {}
-    m,runs = baseline.train_music_a(out, tier, codec, encoder, tokens, layout, resume=resume, **kw)
-    text = baseline.music_a_card(m, runs)
-    m.save(out/'music-a', text)
-    return out/'music-a'
+        kept = [{k:v for k,v in o.items() if k not in kw} for o in (baseline.short_stage if sibling else table).get(tier, [dict(frames=100)])]
+        kw['short'] = [o|dict(steps=short_steps) for o in kept] if short_steps else []
+    m,runs = f(out, tier, codec, encoder, tokens, layout or own, resume=resume, **kw)
+    m.save(out/name, card(m, runs))
+    return out/name
 
 def train_text(
     out:Path, # Folder of the run
@@ -721,6 +781,17 @@ def train_text(
     from soundlm.music.text import train_text_encoder
     train_text_encoder(out/'t5-tiny', steps=steps, seed=seed)
     return out/'t5-tiny'
+
+def train_judge(
+    out:Path, # Folder of the run
+    resume:bool=False, # Go on with the run in `out`
+    **kw, # Any field of `TrainConfig`
+) -> Path: # Where the judge is
+    "The text–audio judge `clap-tiny`"
+    from soundlm.music.rerank import clap_card, train_clap
+    clap,run = train_clap(out, resume=resume, **kw)
+    clap.save(out/'clap-tiny', clap_card(clap, run))
+    return out/'clap-tiny'
 
 # %% ../nbs/80_cli.ipynb #5nac8a01
 _speech_data = 'FSDD (CC BY-SA 4.0; takes from 10 on, single and in strings), LJ Speech (public domain) and LibriSpeech (CC BY 4.0) without what is held out, sentences by espeak-ng'
@@ -1014,7 +1085,7 @@ def train_speech(
     return out/'model'
 
 # %% ../nbs/80_cli.ipynb #59f324da
-trainers = {'music-a':train_music, 't5-tiny':train_text, 'mel_32khz':train_mel, 'mel_24khz':train_mel, 'encodec_32khz-tiny':train_encodec, 'snac_24khz-tiny':train_snac, 'omni':train_speech, 'probe-music':train_probe_music,
+trainers = {'music-a':train_music, 'music-b':train_music, 't5-tiny':train_text, 'clap-tiny':train_judge, 'mel_32khz':train_mel, 'mel_24khz':train_mel, 'encodec_32khz-tiny':train_encodec, 'snac_24khz-tiny':train_snac, 'omni':train_speech, 'probe-music':train_probe_music,
     'probe-digits':train_probe_digits, 'probe-voices':train_probe_voices}
 
 def train_options(
@@ -1053,7 +1124,7 @@ def train_part(
 # %% ../nbs/80_cli.ipynb #c66653e4
 @command
 def train(
-    name:str, # music-a, omni, t5-tiny, mel_32khz, mel_24khz, encodec_32khz-tiny, snac_24khz-tiny, probe-music, probe-digits or probe-voices
+    name:str, # music-a, music-b, omni, t5-tiny, clap-tiny, mel_32khz, mel_24khz, encodec_32khz-tiny, snac_24khz-tiny, probe-music, probe-digits or probe-voices
     *,
     out:Path|None=None, # The folder of the run; runs/NAME by default
     tier:str|None=None, # tiny (two CPU cores), t4 (one Colab T4) or full (many GPUs)
@@ -1062,6 +1133,7 @@ def train(
     resume:bool=False, # Go on with the run that is in the folder
     seed:int|None=None, # Another seed, another model
     layout:str|None=None, # How codes become one sequence: flat or delay
+    sibling:bool=False, # For music-b: as music-a was trained, to compare them
     tokens:Path|None=None, # Folder with token stores train and valid; made from SynthCaps by default
     codec:str|None=None, # The codec of the tokens
     encoder:str|None=None, # The text encoder
@@ -1072,7 +1144,7 @@ def train(
     logger:str|None=None, # csv, wandb or none
     device:str|None=None, # auto, cpu, cuda or mps
 ):
-    "Train a model or one of its parts; Ctrl-C keeps a checkpoint of music-a and omni."
+    "Train a model or one of its parts; Ctrl-C keeps a checkpoint of music-a, music-b and omni."
     given = {k:v for k,v in locals().items() if k not in ('name','out') and v is not None and v is not False}
     out = check_out(out or Path('runs')/name, folder=True)
     with undone(out): path = train_part(name, out, given)
@@ -1171,26 +1243,102 @@ def write_csv(
         w = csv.DictWriter(f, list(rows[0]), lineterminator='\n')
         w.writeheader(), w.writerows(rows)
 
+# %% ../nbs/80_cli.ipynb #30e855bb
+def judges(
+    *names:str, # Of the zoo
+) -> str: # With their weights' hashes
+    "Who judged"
+    from soundlm import hub
+    return ', '.join(f'{n} ({hub.weights_sha(hub.path(n))})' for n in names)
+
+def fusion_compare(
+    out:Path, # Folder of the reports
+    clips:int=256, # Prompts, and half as many of pairs never heard together
+    models:str='music-a,music-b', # Names and folders with commas between
+) -> Path: # The Markdown file
+    "Model A against Model B: likelihood, obedience, speed"
+    from soundlm import metrics
+    from soundlm.music.bench import compare_sections
+    return metrics.write_report(compare_sections(models.split(','), clips), out/'fusion-compare', dict(title='Model A against Model B', command=f'soundlm bench fusion-compare --models {models} --clips {clips}', n=clips, seed=0, judges=judges('probe-music', 'clap-tiny')))
+
+def fusion_guidance(
+    out:Path, # Folder of the reports
+    clips:int=256, # Prompts
+) -> Path: # The Markdown file
+    "What guidance does"
+    from soundlm import metrics
+    from soundlm.music.bench import guidance_sections
+    m = music_model('music-b', 'cpu')
+    return metrics.write_report(guidance_sections(m, clips), out/'fusion-guidance', dict(title='Guidance', command='soundlm bench fusion-guidance', n=clips, seed=0, model=f'{m.name} ({m.sha})'))
+
+def fusion_style(
+    out:Path, # Folder of the reports
+    clips:int=128, # Audio prompts
+) -> Path: # The Markdown file
+    "What an audio prompt does"
+    from soundlm import metrics
+    from soundlm.music.bench import style_sections
+    m = music_model('music-b', 'cpu')
+    return metrics.write_report(style_sections(m, clips), out/'fusion-style', dict(title='Audio prompts', command='soundlm bench fusion-style', n=clips, seed=0, model=f'{m.name} ({m.sha})'))
+
+# %% ../nbs/80_cli.ipynb #d8017af7
+def fusion_rerank(
+    out:Path, # Folder of the reports
+    clips:int=128, # Prompts, and half as many of pairs never heard together
+) -> Path: # The Markdown file
+    "What choosing the best of four does"
+    from soundlm import metrics
+    from soundlm.music.bench import rerank_sections
+    m = music_model('music-b', 'cpu')
+    return metrics.write_report(rerank_sections(m, clips), out/'fusion-rerank', dict(title='Reranking', command='soundlm bench fusion-rerank', n=clips, seed=0, model=f'{m.name} ({m.sha})', judges=judges('clap-tiny', 'probe-music')))
+
+def fusion_long(
+    out:Path, # Folder of the reports
+    clips:int=32, # Pieces of a minute
+) -> Path: # The Markdown file
+    "A minute of music: drift, memory; and how fast Model B is"
+    from soundlm import hub, metrics
+    from soundlm.music.bench import against_transformers, drift_report, speed_table, telling_clips
+    m = music_model('music-b', 'cpu')
+    speed = {'Text to wave':speed_table(m), "The same random weights in transformers' MusicGen":against_transformers()}
+    rows = speed | drift_report(m, telling_clips(clips), hub.load('probe-music')) | {'A process that writes one piece':long_cost()}
+    return metrics.write_report(rows, out/'fusion-long', dict(title='Speed and long form', command='soundlm bench fusion-long', n=clips, seed=0, model=f'{m.name} ({m.sha})'))
+
 # %% ../nbs/80_cli.ipynb #f6262110
 _watch = '''import subprocess, sys, time
 start = time.perf_counter()
 done = subprocess.run([sys.executable, '-c', 'from soundlm.cli import main; main()', *sys.argv[1:]], stdout=subprocess.DEVNULL)
 took = time.perf_counter()-start
 try: import resource; peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss/2**(30 if sys.platform=='darwin' else 20)
-except ImportError: peak = float('nan') # Windows
+except ImportError: peak = '' # Windows
 print(took, peak)
 sys.exit(done.returncode)'''
+
+def watched(
+    *words:str, # A command of `soundlm`
+) -> tuple: # seconds, peak memory in GiB
+    "A command in a process of its own, watched by a small one: a child of this process would count our memory as its own. Raises SoundlmError"
+    import subprocess
+    done = subprocess.run([sys.executable, '-c', _watch, *words], capture_output=True, text=True)
+    if done.returncode: raise SoundlmError(f"soundlm {words[0]} ended with code {done.returncode}: {done.stderr.strip()[-300:]}")
+    took, *peak = map(float, done.stdout.split())
+    return took, *(peak or [None])
 
 def demo_cost(
     seconds:float=6., # Length of each piece
 ) -> list: # Dicts with measure and value
-    "`soundlm demo` in a process of its own, watched by a small one: a child of this process would count our memory as its own. Raises SoundlmError"
-    import subprocess
+    "What `soundlm demo` takes. Raises SoundlmError"
     from tempfile import TemporaryDirectory
-    with TemporaryDirectory() as tmp:
-        done = subprocess.run([sys.executable, '-c', _watch, 'demo', '-o', tmp, '--seconds', str(seconds)], capture_output=True, text=True)
-    if done.returncode: raise SoundlmError(f"soundlm demo ended with code {done.returncode}: {done.stderr.strip()[-300:]}")
-    return [dict(measure=k, value=float(v)) for k,v in zip(('wall time, s','peak memory, GiB'), done.stdout.split())]
+    with TemporaryDirectory() as tmp: cost = watched('demo', '-o', tmp, '--seconds', str(seconds))
+    return [dict(measure=k, value=v) for k,v in zip(('wall time, s','peak memory, GiB'), cost)]
+
+def long_cost(
+    lengths:tuple=(6.,30.,60.), # Seconds of music
+) -> list: # Dicts: seconds of music, wall time, peak memory
+    "What `soundlm music` takes for pieces of several lengths, each in a process of its own. Raises SoundlmError"
+    from tempfile import TemporaryDirectory
+    with TemporaryDirectory() as tmp: rows = [(s, *watched('music', 'slow blues', '-o', f'{tmp}/x.wav', '--seconds', str(s))) for s in lengths]
+    return [dict(zip(('seconds of music','wall time, s','peak memory, GiB'), r)) for r in rows]
 
 def speed_report(
     out:Path, # Folder of the reports
@@ -1221,7 +1369,7 @@ def first_sound(
     fresh = [sys.executable, '-c', 'from soundlm.cli import main; main()', 'speak', text, '--voice', voice, '--stream', '-o', '-', '--device', 'cpu']
     with subprocess.Popen(fresh, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as p:
         got = len(p.stdout.read(2))
-        cold = time.perf_counter()-start if got else float('nan')
+        cold = time.perf_counter()-start if got else None
     return [dict(measure='first audio, warm: median of 5, s', value=statistics.median(warm)), dict(measure='first audio, cold: a fresh process with imports and loading, s', value=cold)]
 
 def omni_report(
@@ -1239,26 +1387,28 @@ def omni_report(
         note='rates are shares of 1 with 95 % intervals: bootstrap over clips, Wilson where a clip is right or wrong'))
 
 # %% ../nbs/80_cli.ipynb #89fc1397
-benches = {'codec':codec_report, 'codec-speech':speech_codec_report, 'music-a':music_report, 'omni':omni_report, 'speed':speed_report}
+benches = {'codec':codec_report, 'codec-speech':speech_codec_report, 'music-a':music_report, 'fusion-compare':fusion_compare, 'fusion-guidance':fusion_guidance, 'fusion-style':fusion_style,
+    'fusion-rerank':fusion_rerank, 'fusion-long':fusion_long, 'omni':omni_report, 'speed':speed_report}
 
 @command
 def bench(
-    what:str='all', # codec, codec-speech, music-a, omni, speed or all
+    what:str='all', # codec, codec-speech, music-a, fusion-compare, -guidance, -style, -rerank, -long, omni, speed or all
     *,
     out:Path=Path('reports'), # The folder of the reports
     clips:int|None=None, # Fewer clips, for a quick look
     tokens:Path|None=None, # Token stores train and valid, for music-a; made from SynthCaps by default
+    models:str|None=None, # For fusion-compare: names and folders, with commas between
 ):
     "Measure, and write the reports that the docs show."
     if what not in (*benches, 'all'): raise SoundlmError(f"Got {what!r}, expected one of {', '.join(benches)} or all. {near(what, benches)}".strip())
     if clips is not None and clips<1: raise SoundlmError(f"Got --clips {clips}, expected a number of at least 1")
     check_out(out, folder=True)
     for k,f in benches.items():
-        if what not in (k, 'all'): continue
+        if what not in (k, 'all') or what=='all' and k=='fusion-compare' and models is None: continue # The siblings are trained by hand
         if what=='all' and k=='codec-speech' and not (data_dir() and (data_dir()/'speech').exists()):
             say(f'leave out {k}, it needs recordings (`soundlm data speech`)')
             continue
-        given = {n:v for n,v in dict(clips=clips, tokens=tokens).items() if v is not None and n in inspect.signature(f).parameters}
+        given = {n:v for n,v in dict(clips=clips, tokens=tokens, models=models).items() if v is not None and n in inspect.signature(f).parameters}
         say(f'bench {k}')
         path = f(out, **given)
         print(f'Wrote {path} and {path.with_suffix(".json").name}')

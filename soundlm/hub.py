@@ -14,7 +14,7 @@ from .core import HubError, SoundlmWarning, get_device, near, write_error, zoo_d
 
 # %% ../nbs/02_hub.ipynb #39fcdc35
 twins = {'facebook/encodec_32khz':'encodec_32khz-tiny', 'hubertsiuzdak/snac_24khz':'snac_24khz-tiny',
-    'google-t5/t5-base':'t5-tiny', 'laion/larger_clap_music':'clap-tiny',
+    'google-t5/t5-base':'t5-tiny', 'laion/larger_clap_music':'clap-tiny', 'facebook/musicgen-small':'music-b',
     'meta-llama/Llama-3.1-8B-Instruct':'llama-tiny', 'Qwen/Qwen3-TTS-12Hz-1.7B-Base':'omni',
     'HuggingFaceTB/SmolLM-135M':'bpe-tiny'}
 

@@ -1,4 +1,4 @@
-"A zoo with a random two-layer Model A: whatever the command line does around a model can be tested without a trained one"
+"A zoo with a random two-layer Model A and Model B: whatever the command line does around a model can be tested without a trained one"
 import shutil
 from pathlib import Path
 
@@ -23,15 +23,27 @@ def music_a(folder, layers=2):
     m.parts = parts
     m.save(folder, hub.card('music-a', 'Random.', {}))
 
+def music_b(folder, layers=2):
+    "An untrained Model B over the same parts"
+    import torch
+    from soundlm import hub
+    from soundlm.music.fusion import MusicB, music_b_tiny
+    torch.manual_seed(0)
+    parts = dict(codec=hub.load('mel_32khz'), encoder=hub.load('t5-tiny'))
+    m = MusicB(music_b_tiny(dim=32, n_heads=1, n_layers=layers, hidden=64, text_dim=parts['encoder'].dim))
+    m.parts = parts
+    m.save(folder, hub.card('music-b', 'Random.', {}))
+
 def build(folder):
     "A zoo for SOUNDLM_ZOO, which has to point there already"
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ('mel_32khz','probe-music'): shutil.copytree(zoo/name, folder/name)
+    for name in ('mel_32khz','probe-music','clap-tiny'): shutil.copytree(zoo/name, folder/name)
     text_encoder(folder/'t5-tiny')
     music_a(folder/'music-a')
+    music_b(folder/'music-b')
     return folder
 
 def needs():
     "Fail where the parts that a random zoo borrows are missing"
-    for name in ('mel_32khz','probe-music'):
+    for name in ('mel_32khz','probe-music','clap-tiny'):
         assert (zoo/name/'config.json').exists(), f'{name} is missing from data/zoo'

@@ -78,6 +78,50 @@ def test_sound_formats(here, ending):
     assert f'Wrote new/x.{ending}' in out.replace('\\','/')
     assert abs(sf.info(here/'new'/f'x.{ending}').duration-.4)<.1
 
+def tone(path, seconds, rate=16_000):
+    "A sound file with a melody in it"
+    import numpy as np, soundfile as sf
+    t = np.arange(round(seconds*rate))/rate
+    sf.write(path, .3*np.sin(2*np.pi*(220+110*(t*4//1%3))*t), rate)
+
+def beside(path): return json.loads(path.with_suffix('.json').read_text(encoding='utf-8'))
+
+def test_scores_lie_beside_the_sound(here):
+    out = good('music', 'a waltz', '--candidates', '3', '--seconds', '.4', '--seed', '5')
+    got = beside(here/'out.wav')
+    scores = [c['score'] for c in got['candidates']]
+    assert len(scores)==3 and scores==sorted(scores, reverse=True) and {c['seed'] for c in got['candidates']}=={5,6,7}
+    assert f'{scores[0]:.3f}' in out and f"seed {got['candidates'][0]['seed']}" in out and got['prompt']=='a waltz' and got['model']=='music-b'
+
+def test_the_best_candidate_is_what_its_seed_gives_alone(here):
+    good('music', 'a waltz', '--candidates', '3', '--seconds', '.4', '-o', 'best.wav')
+    seed = beside(here/'best.wav')['candidates'][0]['seed']
+    good('music', 'a waltz', '--seconds', '.4', '--seed', str(seed), '-o', 'alone.wav')
+    assert (here/'best.wav').read_bytes()==(here/'alone.wav').read_bytes()
+
+def test_an_audio_prompt_counts(here):
+    tone(here/'clip.wav', 2.)
+    good('music', 'a waltz', '--seconds', '.4', '-o', 'plain.wav')
+    good('music', 'a waltz', '--seconds', '.4', '-o', 'styled.wav', '--style', 'clip.wav', '--style-guidance', '2')
+    good('music', '--seconds', '.4', '-o', 'wordless.wav', '--style', 'clip.wav')
+    sounds = {(here/f'{k}.wav').read_bytes() for k in ('plain','styled','wordless')}
+    assert len(sounds)==3 and beside(here/'styled.wav')['style']=='clip.wav' and beside(here/'wordless.wav')['prompt'] is None
+
+def test_continue_begins_with_the_clip(here):
+    import soundfile as sf, torch
+    from soundlm import audio, hub
+    tone(here/'clip.wav', 1.)
+    good('music', 'a waltz', '--continue', 'clip.wav', '--seconds', '1.6')
+    codec, (was,rate), (now,_) = hub.load('mel_32khz'), audio.load(here/'clip.wav', 32_000), audio.load(here/'out.wav', 32_000)
+    a, b = codec.encode(was[None])[...,:40], codec.encode(now[None])[...,:40]
+    assert abs(sf.info(here/'out.wav').duration-1.6)<.05 and (a[:,0]==b[:,0]).float().mean()>.3 # the coarse codes survive a second coding
+    good('music', 'a waltz', '--continue', 'clip.wav', '--seconds', '1.6', '--model', 'music-a')
+
+def test_longer_than_the_context(here):
+    import soundfile as sf
+    good('music', 'a waltz', '--seconds', '8', '--guidance', '1')
+    assert abs(sf.info(here/'out.wav').duration-8)<.05
+
 class Page(html.parser.HTMLParser):
     "Tags and attributes of a page"
     def __init__(self, text):
@@ -90,7 +134,7 @@ class Page(html.parser.HTMLParser):
 def test_demo_page_stands_alone(here):
     out = good('demo', '--seconds', '.4', '-o', 'd')
     assert 'seconds of music per second of computing' in out and 'Wrote d/index.html' in out.replace('\\','/')
-    assert sorted(p.suffix for p in (here/'d').iterdir()) == sorted(['.html', *(5*['.wav','.ogg','.png'])])
+    assert sorted(p.suffix for p in (here/'d').iterdir()) == sorted(['.html', *(5*['.wav','.ogg','.png','.json'])])
     page = Page((here/'d'/'index.html').read_text(encoding='utf-8'))
     assert page.all('html')[0]['lang']=='en' and len(page.all('title'))==1 and len(page.all('h1'))==1
     assert [bool(a['aria-label'] and a['src'].startswith('data:audio/mpeg;base64,') and 'controls' in a) for a in page.all('audio')]==[True]*5

@@ -3,6 +3,7 @@ import json, math
 import numpy as np, pytest, torch
 from soundlm import hub, metrics
 from soundlm.core import AudioError, HubError, SoundlmError, TokenError
+from conftest import root
 
 SR = 32000
 def noise(seconds=1., sr=SR, seed=0, level=.1): return torch.randn(1, int(seconds*sr), generator=torch.Generator().manual_seed(seed))*level
@@ -148,6 +149,18 @@ def test_report_is_whole_or_not_there(tmp_path):
     assert saved['rows']['A'][0]['y']==[1,.5,2] and {'commit','hardware','seed'}<=set(saved['meta']) and '## B' in p.read_text()
     (tmp_path/'file').write_text('')
     with pytest.raises(SoundlmError): metrics.write_report([dict(x=1)], tmp_path/'file'/'r', meta)
+
+@pytest.mark.parametrize('bad', [float('nan'), np.float32('inf'), np.array([1.,np.nan]), (1.,float('nan'),2.)])
+def test_report_holds_numbers_only(tmp_path, bad):
+    meta = dict(title='T', command='c', n=1, seed=0)
+    with pytest.raises(SoundlmError, match='not finite'): metrics.write_report([dict(x=bad)], tmp_path/'r', meta)
+    assert not any(tmp_path.iterdir())
+    metrics.write_report([dict(x=None)], tmp_path/'r', meta)
+    assert json.loads((tmp_path/'r.json').read_text())['rows']==[{'x':None}] and '| – |' in (tmp_path/'r.md').read_text()
+
+def test_shipped_reports_are_json():
+    def refuse(name): raise AssertionError(name)
+    for p in (root/'reports').glob('*.json'): json.loads(p.read_text(), parse_constant=refuse)
 
 def plain_distance(a, b):
     if not a or not b: return len(a)+len(b)

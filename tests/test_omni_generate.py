@@ -185,6 +185,30 @@ def test_voice_is_told_from_noise():
     low = torch.nn.functional.avg_pool1d(noise(1.), 9, 1, 4)
     assert G.voice_seconds(tone(), 24_000)>.6 and G.voice_seconds(noise(), 24_000)==G.voice_seconds(low, 24_000)==0
 
+def test_clip_without_a_voice_is_warned_of(lm):
+    with pytest.warns(SoundlmWarning, match='The clip has no voice.*whispered'): lm.transcribe(noise(.5))
+    with pytest.warns(SoundlmWarning, match='1 clips have no voice'): lm.transcribe([tone(.5), noise(.5), torch.zeros(1,12_000)])
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', SoundlmWarning)
+        lm.transcribe([tone(.5), torch.zeros(1,12_000)])
+
+@pytest.mark.parametrize('text,voice,said', [('in 2026','anna',True), ('3.5 hours','ben',True), ('at 7:30',None,True), ('1,000','emma',True), ('seven 7','anna',False), ('at 7, 8 or 9','anna',False), ('42','george',False)])
+def test_numbers_are_said_digit_by_digit(lm, text, voice, said):
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter('always')
+        lm.script(text, voice)
+    assert sum('digit by digit' in str(w.message) for w in seen)==said
+
+@pytest.mark.parametrize('voice', ['anna','george'])
+def test_a_named_voice_has_no_reference_text(lm, voice):
+    with pytest.raises(SoundlmError, match='name a file as the voice'): lm.speak('hello', voice, reference_text='good night')
+
+def test_what_cannot_be_measured_is_none():
+    from soundlm.metrics import show_value
+    a,whisper = dict(f0=100., f0_spread=1., seconds=1., voiced=.5), dict(f0=float('nan'), f0_spread=float('nan'), seconds=1., voiced=0.)
+    got = G.changes([a,a], [whisper,whisper])
+    assert got['semitones higher'] is got['melody, semitones'] is None and got['voiced'][0]==-.5 and show_value(None)=='–'
+
 def test_changes_are_paired():
     a,b = dict(f0=100., f0_spread=1., seconds=1., voiced=.5), dict(f0=200., f0_spread=3., seconds=2., voiced=.5)
     got = G.changes([a,a], [b,b])
@@ -288,8 +312,10 @@ def test_clone_on_the_command_line(here):
 @pytest.mark.parametrize('words,said', [
     (('speak',''),'words or digits'), (('speak','你好'),'spell them out'), (('speak','hello','--voice','ana'),'Did you mean anna?'), (('speak','hello','--voice','no.wav'),'there is none'),
     (('speak','hello','--rate','quick'),'slow'), (('speak','hello','-o','x.doc'),'ends in'), (('speak','hello','--stream','-o','x.mp3'),'ends in'), (('speak','hello','-o','-'),'--stream'),
-    (('speak','--stream'),'without a text'), (('speak','hello','--stream','--tries','2'),'taken back'), (('speak','hello','--model','bpe-tiny'),'does not speak'), (('speak','hello','--temperature','-1'),'temperature'),
-    (('transcribe','no.wav'),'there is none'), (('transcribe','.'),'sound file'), (('train','omni','--tier','huge'),'tiny')])
+    (('speak','--stream'),'without a text'), (('speak','hello','--stream','--tries','2'),'taken back'), (('speak','hello','--model','bpe-tiny'),'neither speaks nor listens'), (('speak','hello','--temperature','-1'),'temperature'),
+    (('transcribe','no.wav'),'there is none'), (('transcribe','.'),'sound file'), (('train','omni','--tier','huge'),'tiny'),
+    (('speak','-o','f.wav'),'name a folder'), (('speak','--out','deep/f.MP3'),'name a folder'), (('speak','hello','--voice','ben','--reference-text','good night'),"a reference text for the voice 'ben'"),
+    (('train','omni','--precision','fp8'),'16-mixed'), (('train','omni','--lr','-1'),'lr=-1'), (('train','omni','--device','tpu'),'expected auto, cpu'), (('train','omni','--logger','x'),'wandb')])
 def test_faults(here, words, said):
     code,out = run(*words)
     assert code==2 and said in out and out.count('error:')==1 and list(here.iterdir())==[]

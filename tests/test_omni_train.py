@@ -205,3 +205,10 @@ def test_a_run_is_refused_before_its_corpora_are_made(tmp_path, monkeypatch, nam
     monkeypatch.setattr(T, 'omni_tokens', lambda *a: pytest.fail('tokenized'))
     monkeypatch.setattr(T.hub, 'load', lambda *a: pytest.fail('loaded'))
     with pytest.raises(SoundlmError, match='holds a run already'): T.train_omni(tmp_path)
+
+@pytest.mark.parametrize('kw,said', [(dict(lr=-1.), 'lr=-1'), (dict(precision='fp8'), '16-mixed'), (dict(device='tpu'), 'expected auto'), (dict(steps=0), 'steps=0')])
+def test_numbers_are_refused_before_corpora_are_made(tmp_path, monkeypatch, kw, said):
+    monkeypatch.setattr(T, 'omni_tokens', lambda *a: pytest.fail('tokenized'))
+    monkeypatch.setattr(T.hub, 'load', lambda *a: pytest.fail('loaded'))
+    with pytest.raises(SoundlmError, match=said): T.train_omni(tmp_path, **kw)
+    assert not any(tmp_path.iterdir())

@@ -72,6 +72,7 @@ def sinusoids(
 class MusicLM(nn.Module):
     "What every music model here has: a table of codes, and the parts it was trained with"
     weights = None # Of each codebook in the training loss; None for all alike
+    sampler = Sampler(temperature=.9, top_k=100, guidance=3.) # How codes are drawn, if nothing else is asked for
     @property
     def codec(self): return self.parts.get('codec')
     @property
@@ -299,7 +300,7 @@ def read(self:MusicLM,
     prompts:list, # Captions
 ) -> tuple: # (b,n,d_text) features, (b,n) bool
     "What the text encoder makes of captions; those that are too long are cut, and that is said"
-    cond, mask = self.encoder.encode(list(prompts)); n = self.config.text_len
+    cond, mask = self.encoder.encode(prompts if isinstance(prompts, str) else list(prompts)); n = self.config.text_len
     if cond.shape[1]>n: warnings.warn(f"{self.name} reads {n} tokens of a caption; the longest here has {cond.shape[1]}: the rest is not heard", SoundlmWarning, stacklevel=3)
     return cond[:,:n].to(self.emb.weight.device), mask[:,:n].to(self.emb.weight.device)
 
@@ -343,14 +344,15 @@ def music(self:MusicLM,
     prompts:list, # Captions; None for a row without text, where the model reads an audio prompt
     seconds:float=6., # Length, what it begins with included
     seed:int=0, # Of the first row; they count up
-    sampler:Sampler=Sampler(temperature=.9, top_k=100, guidance=3., style_guidance=1.5), # How codes are drawn
+    sampler:Sampler|None=None, # How codes are drawn; the model's own by default
     style:Tensor|None=None, # (b or 1,k,p) codes of an audio prompt, for models that read one
     begin:Tensor|None=None, # (b or 1,k,t') codes that the music begins with
     on_step=None, # Called with (positions done, seq)
 ) -> Tensor: # (b,1,n) audio at `codec.sample_rate`
     "Captions to music. Raises SoundlmError on a caption, a prompt or a length that cannot be"
-    t = self.frames(seconds)
+    t, sampler = self.frames(seconds), sampler or self.sampler
     if style is None: sampler = replace(sampler, style_guidance=None) # Nothing between the text and nothing
+    if begin is not None and len(begin) not in (1, len(prompts)): raise SoundlmError(f"Got {len(begin)} beginnings for {len(prompts)} prompts, expected one, or one for each")
     if begin is not None: begin = begin.to(self.emb.weight.device).expand(len(prompts),-1,-1)
     if begin is not None and begin.shape[-1]>=t: raise SoundlmError(f"Got {begin.shape[-1]/self.config.frame_rate:g} s to begin with, expected less than the {seconds:g} s asked for: ask for more, or give less")
     return self.sound(self.write(t, *self.conditions(prompts, style), sampler, seed, begin, on_step))
@@ -451,7 +453,7 @@ def read_tokens(
     tokens:Path, # A token store, or a folder with two, `train` and `valid`
     codec, # Loaded; the one that wrote them
 ) -> tuple: # (train, valid), each a `TokenStore`
-    "Tokens to train on; of a store without both splits every tenth row is held out. Raises TokenError"
+    "Tokens to train on; of a store without both splits every tenth piece is held out. Raises TokenError"
     import numpy as np
     from soundlm.tokens import TokenStore
     tokens = Path(tokens)
@@ -459,7 +461,9 @@ def read_tokens(
     st = TokenStore.load(tokens, codec)
     if {'train','valid'} <= set(st.splits): return st.split('train'), st.split('valid')
     if len(st)<2: raise SoundlmError(f"Got {len(st)} sections in {tokens}, expected at least two: one to train on and one to validate with")
-    held = np.arange(len(st))%10==0
+    clip = {id: i for i,id in enumerate(dict.fromkeys(st.row(i)['id'] for i in range(len(st))))} # Sections of one piece stay together
+    held = np.array([clip[st.row(i)['id']]%10==0 for i in range(len(st))])
+    if held.all(): raise SoundlmError(f"Got one piece in {tokens}, expected at least two: one to train on and one to validate with")
     return tuple(TokenStore(st.facts, st.columns, st.values, st.books, st.ends, st.rows[o]) for o in (~held, held))
 
 # %% ../../nbs/12_music.baseline.ipynb #6f3eda09
@@ -501,7 +505,7 @@ def stages(
 ) -> list: # The `TrainResult` of each stage
     "Short crops first, then whole clips; each stage ends with its best weights"
     from soundlm.train import SampleAudio, best_weights, fit
-    plan = [(f"short-{o['frames']}", min(frames, o['frames']), replace(config, **{k:v for k,v in o.items() if k!='frames'}), []) for o in short]
+    plan = [(f"{i+1}-crops-of-{o['frames']}", min(frames, o['frames']), replace(config, **{k:v for k,v in o.items() if k!='frames'}), []) for i,o in enumerate(short)]
     runs = []
     for name,n,c,callbacks in plan+[('long', frames, config, [SampleAudio(sample_prompts())])]:
         runs.append(fit(model, *data(n), c, Path(out)/name, go, callbacks))
@@ -528,7 +532,7 @@ def train_music_a(
     layout:str='flat', # or 'delay'
     short:list|None=None, # Frames and `TrainConfig` fields of each stage of crops; None: the tier's, []: without
     resume:bool=False, # Go on where an earlier run in `out` stopped
-    **kw, # Any field of `TrainConfig`, for the second stage
+    **kw, # Any field of `TrainConfig`, for every stage
 ) -> tuple: # (model with the best weights, the TrainResult of each stage)
     "The whole recipe: tokens, short crops, whole clips, best weights"
     from soundlm.train import fit_batch_size
