@@ -186,11 +186,12 @@ def perform(
     if None in prompts and n>1: raise SoundlmError(f"Got {n} candidates without words, but CLAP compares sound with words: give a prompt, or one candidate")
     sampler = replace(m.sampler, **{k:v for k,v in sampling.items() if v is not None})
     long = seconds>m.config.max_frames/m.config.frame_rate
-    more, start = {k:v for k,v in dict(style=style, begin=begin).items() if v is not None}, time.perf_counter()
-    with progress('compose', round(seconds*m.config.frame_rate) if long else m.layout.length(m.frames(seconds))) as at:
-        do, more = Long(m) if long else m, more|dict(on_step=lambda i,seq: at(i))
-        if n>1: made = candidates(do, list(prompts), n, None, seconds, seed, sampler, **more)
-        else: made = [[Candidate(p, w, seed+i, None)] for i,(p,w) in enumerate(zip(prompts, do.music(list(prompts), seconds, seed=seed, sampler=sampler, **more).cpu()))]
+    do, more, start = Long(m) if long else m, {k:v for k,v in dict(style=style, begin=begin).items() if v is not None}, time.perf_counter()
+    if n>1: made = candidates(do, list(prompts), n, None, seconds, seed, sampler, **more) # has a bar of its own
+    else:
+        with progress('compose', round(seconds*m.config.frame_rate) if long else m.layout.length(m.frames(seconds))) as at:
+            wavs = do.music(list(prompts), seconds, seed=seed, sampler=sampler, on_step=lambda i,seq: at(i), **more).cpu()
+        made = [[Candidate(p, w, seed+i, None)] for i,(p,w) in enumerate(zip(prompts, wavs))]
     return made, time.perf_counter()-start
 
 # %% ../nbs/80_cli.ipynb #67303864
