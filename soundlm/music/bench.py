@@ -147,7 +147,7 @@ def style_prompts(
     rate = model.codec.sample_rate
     return torch.cat([model.style_codes(c.wav(1)[:,:round(seconds*rate)], rate) for c in clips])
 
-# %% ../../nbs/17_music.bench.ipynb #3be1b376
+# %% ../../nbs/17_music.bench.ipynb #31d7adf3
 @torch.inference_mode()
 def style_report(
     model:MusicB, # With its parts
@@ -156,7 +156,7 @@ def style_report(
     seconds:float=6., # Each
 ) -> dict: # Title → rows
     "Music from a style clip without words: what it takes over, what it copies; and with words of another style"
-    style, sampler = style_prompts(model, clips), replace(model.sampler, style_guidance=None) # Without words all guidance is the prompt's
+    style, sampler = style_prompts(model, clips), replace(model.sampler, guidance=model.sampler.style_guidance, style_guidance=None) # Without words only the prompt's weight counts
     parts = track(range(0, len(clips), 16), 'making music')
     made = torch.cat([model.write(model.frames(seconds), *model.conditions([None]*len(style[i:i+16]), style[i:i+16]), sampler, i) for i in parts])
     rows = listen(model, list(model.sound(made)), clips, probe)

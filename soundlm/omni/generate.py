@@ -167,11 +167,14 @@ def transcribe(self:MultimodalLLM,
     most:float=6., # Seconds that are heard at once
 ): # Text, or a list of texts
     "What is said. Raises AudioError on what is no audio"
-    many = isinstance(audio, (list, tuple))
-    parts = [phrases(self.hearable(a, sample_rate), self.sounds.sample_rate, most) for a in (audio if many else [audio])]
+    many, hz = isinstance(audio, (list, tuple)), self.sounds.sample_rate
+    wavs = [self.hearable(a, sample_rate) for a in (audio if many else [audio])]
+    if n := sum(w.shape[-1] > 0 and voice_seconds(w, hz) < .01 for w in wavs):
+        warnings.warn(f"{f'{n} clips have' if many else 'The clip has'} no voice that can be found: unless it is whispered, expect nonsense", SoundlmWarning, stacklevel=3)
+    parts = [phrases(w, hz, most) for w in wavs]
     if n := sum(len(p) > 1 for p in parts):
         warnings.warn(f"{f'{n} clips are' if many else 'The clip is'} longer than {most:g} s: split at pauses, heard part by part", SoundlmWarning, stacklevel=3)
-    texts = iter(self.heard([self.sounds.encode_audio(level(trim(w, self.sounds.sample_rate))) if w.shape[-1] else [] for p in parts for w in p]))
+    texts = iter(self.heard([self.sounds.encode_audio(level(trim(w, hz))) if w.shape[-1] else [] for p in parts for w in p]))
     out = [' '.join(filter(None, [next(texts) for _ in p])) for p in parts]
     return out if many else out[0]
 
@@ -253,6 +256,8 @@ def script(self:MultimodalLLM,
     if name not in synthetic and (odd := [f'{k} {v!r}' for k, v in manner.items() if v not in ('normal', 'neutral')]): # as in training
         warnings.warn(f"{name or 'A voice without a name'} was only ever heard in the ordinary manner, got {', '.join(odd)}: expect no effect", SoundlmWarning, stacklevel=4)
     parts = pieces(text, breath or (3 if name in recorded else 6 if example else 10), language or own)
+    if name not in recorded and re.search(r'[0-9][.,:]?[0-9]', text):
+        warnings.warn("Numbers are said digit by digit, their points and colons not at all: write out as words what should be read otherwise", SoundlmWarning, stacklevel=4)
     if odd := unheard(' '.join(parts), language or own, name):
         where = f"{name} was recorded saying digits only" if name in recorded else 'No training text had'
         warnings.warn(f"{where}: {', '.join(odd[:8])}; expect mistakes", SoundlmWarning, stacklevel=4)
@@ -266,10 +271,13 @@ def who(self:MultimodalLLM,
     sample_rate:int|None=None, # Hz of samples
     language:str|None=None, # Of what the clip says; English if not given
 ): # A name or a `Reference`
-    "The voice that somebody means. Raises SoundlmError for a name that is none, AudioError for a clip without speech"
+    "The voice that somebody means. Raises SoundlmError for a name that is none or has a text, AudioError for a clip without speech"
     if voice is None or isinstance(voice, Reference): return voice
     clip = not isinstance(voice, str) or Path(voice).suffix.lower() in ('.wav', '.flac', '.ogg', '.mp3')
-    return self.reference(voice, text, sample_rate, language=language or 'en') if clip else choice('voice', voice, self.voices())
+    if clip: return self.reference(voice, text, sample_rate, language=language or 'en')
+    choice('voice', voice, self.voices())
+    if text is not None: raise SoundlmError(f"Got a reference text for the voice {voice!r}, expected one only with a sound file to speak like: leave it out, or name a file as the voice")
+    return voice
 
 # %% ../../omni_nbs/34_omni.generate.ipynb #b73c423b
 @patch
@@ -349,12 +357,12 @@ def changes(
     plain:list, # Of `prosody`: each text without the tag
     tagged:list, # And with it
     seed:int=0, # Of the bootstrap
-) -> dict: # Measure → (mean, low, high)
+) -> dict: # Measure → (mean, low, high); None where no pair could be measured, such as the melody of a whisper
     "What a tag changed, over pairs of the same text"
     pairs = {'times as long': lambda a, b: b['seconds']/a['seconds'], 'semitones higher': lambda a, b: 12*np.log2(b['f0']/a['f0']),
              'melody, semitones': lambda a, b: b['f0_spread'] - a['f0_spread'], 'voiced': lambda a, b: b['voiced'] - a['voiced']}
     values = {k: [v for a, b in zip(plain, tagged) if np.isfinite(v := f(a, b))] for k, f in pairs.items()}
-    return {k: bootstrap_mean(v, seed=seed) if v else (math.nan,)*3 for k, v in values.items()}
+    return {k: bootstrap_mean(v, seed=seed) if v else None for k, v in values.items()}
 
 def tag_effects(
     lm:MultimodalLLM, # Speaks
@@ -370,7 +378,7 @@ def tag_effects(
     for k, v in track(tags, 'tags'):
         now = changes(ours, measure(lm.speak(texts, voice, seed=seed, **{k: v})), seed)
         there = changes(teacher, measure(speak_as(plain(t), voice, **{k: v}) for t in texts), seed)
-        rows.append({'tag': f'{k}: {v}', 'texts': len(texts), **now, **{f'espeak: {n}': o[0] for n, o in there.items()}})
+        rows.append({'tag': f'{k}: {v}', 'texts': len(texts), **now, **{f'espeak: {n}': o and o[0] for n, o in there.items()}})
     return rows
 
 # %% ../../omni_nbs/34_omni.generate.ipynb #12b532f5

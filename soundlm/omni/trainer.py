@@ -19,7 +19,7 @@ import torch
 from fastcore.basics import patch
 from lightning.pytorch.callbacks import Callback
 from .. import hub
-from ..core import HubError, SoundlmError, SoundlmWarning, TokenError, atomic, cache_dir, data_dir, has_fast_bf16_cpu, rng, text_sha
+from ..core import HubError, SoundlmError, SoundlmWarning, TokenError, atomic, cache_dir, data_dir, get_device, has_fast_bf16_cpu, rng, text_sha
 from .corpus import DigitStrings, Sentences, Words, sentence, split_of, stream_of
 from .dataset import Buckets, MultimodalDataset
 from .model import MultimodalLLM
@@ -444,6 +444,15 @@ def omni_recipe(
     return TrainConfig(**dict(steps=steps, batch_size=1, accumulate=1, lr=3e-3, optimizer='muon', warmup=.04, weight_decay=.1, ema=.999 if steps > 1500 else 0.,
         precision='bf16-mixed' if bf16 else 'auto', val_every=max(1, min(500, steps//4)), log_every=20, ckpts=1) | kw)
 
+@patch
+def recipe(self:Stage,
+    **kw, # Any field of `TrainConfig`
+) -> TrainConfig:
+    "The numbers of this stage's run. Raises SoundlmError for those that cannot be trained with, and for a device that is not here"
+    config = omni_recipe(self.schedule or self.steps, **dict(lr=self.lr) | kw)
+    get_device(config.device)
+    return config
+
 def run_stage(
     lm:MultimodalLLM, # Trained in place
     stage:Stage, # What to do
@@ -453,8 +462,7 @@ def run_stage(
     **kw, # Any field of `TrainConfig`
 ): # TrainResult
     "One stage, as far as it goes"
-    config = omni_recipe(stage.schedule or stage.steps, **dict(lr=stage.lr) | kw)
-    return fit(lm, *data, config, out, 'auto' if stage.goes_on else resume, [Until(stage.steps)])
+    return fit(lm, *data, stage.recipe(**kw), out, 'auto' if stage.goes_on else resume, [Until(stage.steps)])
 
 # %% ../../omni_nbs/33_omni.trainer.ipynb #db4090cc
 def run_facts(
@@ -513,9 +521,9 @@ def train_omni(
     measure=None, # `(model) ->` results for its card, a dict or rows
     **kw, # Any field of `TrainConfig`, for every stage
 ) -> tuple: # (model with the best weights, the TrainResult of each stage)
-    "The whole recipe: corpora, tokens, stages, a folder with the model and its card. Raises SoundlmError where there is a run already, before anything is made"
+    "The whole recipe: corpora, tokens, stages, a folder with the model and its card. Raises SoundlmError for impossible numbers and where there is a run already, before anything is made"
     stages = stages or omni_stages(steps)
-    for i, stage in enumerate(stages): stage.goes_on or find_resume(Path(out)/f'stage{i + 1}', resume)
+    for i, stage in enumerate(stages): stage.recipe(**kw), stage.goes_on or find_resume(Path(out)/f'stage{i + 1}', resume)
     text, codec = (hub.load(o) if isinstance(o, (str, Path)) else o for o in (text, codec))
     audio, numbers = beside(text, codec), numbers or omni_tiny()
     tokens = Path(tokens) if tokens else omni_tokens(codec)
