@@ -31,6 +31,7 @@ def music_b(folder, layers=2):
     torch.manual_seed(0)
     parts = dict(codec=hub.load('mel_32khz'), encoder=hub.load('t5-tiny'))
     m = MusicB(music_b_tiny(dim=32, n_heads=1, n_layers=layers, hidden=64, text_dim=parts['encoder'].dim))
+    for b in m.trunk.blocks: torch.nn.init.normal_(b.cross.out.weight) # what it looks at must be heard
     m.parts = parts
     m.save(folder, hub.card('music-b', 'Random.', {}))
 

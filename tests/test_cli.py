@@ -103,9 +103,10 @@ def test_an_audio_prompt_counts(here):
     tone(here/'clip.wav', 2.)
     good('music', 'a waltz', '--seconds', '.4', '-o', 'plain.wav')
     good('music', 'a waltz', '--seconds', '.4', '-o', 'styled.wav', '--style', 'clip.wav', '--style-guidance', '2')
+    good('music', 'a waltz', '--seconds', '.4', '-o', 'more.wav', '--style', 'clip.wav', '--style-guidance', '5')
     good('music', '--seconds', '.4', '-o', 'wordless.wav', '--style', 'clip.wav')
-    sounds = {(here/f'{k}.wav').read_bytes() for k in ('plain','styled','wordless')}
-    assert len(sounds)==3 and beside(here/'styled.wav')['style']=='clip.wav' and beside(here/'wordless.wav')['prompt'] is None
+    sounds = {(here/f'{k}.wav').read_bytes() for k in ('plain','styled','more','wordless')}
+    assert len(sounds)==4 and beside(here/'styled.wav')['style']=='clip.wav' and beside(here/'wordless.wav')['prompt'] is None
 
 def test_continue_begins_with_the_clip(here):
     import soundfile as sf, torch

@@ -59,7 +59,7 @@ def listen(
     clips:list, # What they should be
     probe, # `hub.load('probe-music')`
 ) -> list: # Rows: id, caption, what each attribute is and was heard as, tempo included, and faults
-    "What the probe and a beat tracker hear. Raises SoundlmError where there is not one clip for each sound"
+    "What the probe and the tempo comb hear. Raises SoundlmError where there is not one clip for each sound"
     if len(wavs)!=len(clips): raise SoundlmError(f"listen got {len(wavs)} sounds for {len(clips)} clips, expected one for each")
     rows = model.heard(wavs, clips, probe)
     return [r | dict(tempo=c.attributes['tempo'], tempo_heard=tempo(w, model.codec.sample_rate)) for r,w,c in zip(rows, wavs, clips)]
