@@ -564,35 +564,36 @@ def free_bytes(
     if torch.device(device).type=='cuda': return torch.cuda.mem_get_info(device)[0]
     info = Path('/proc/meminfo')
     free = [int(l.split()[1])*1024 for l in info.read_text().splitlines() if l.startswith('MemAvailable')] if info.exists() else []
-    pages = 'SC_AVPHYS_PAGES' if 'SC_AVPHYS_PAGES' in os.sysconf_names else 'SC_PHYS_PAGES'
-    return free[0] if free else os.sysconf(pages)*os.sysconf('SC_PAGE_SIZE')
+    if free: return free[0]
+    names = getattr(os, 'sysconf_names', ()) # Windows has none: hope for the best
+    return next((os.sysconf(k)*os.sysconf('SC_PAGE_SIZE') for k in ('SC_AVPHYS_PAGES','SC_PHYS_PAGES') if k in names), 2**32)
 
 def row_bytes(
     model, # A music model: `config` with dim, n_layers, frame_rate; `layout`
     seconds:float, # Of music
-    guided:bool=True, # Two rows for each candidate
+    rows:int=2, # Rows of the cache for each candidate: what guidance compares
 ) -> tuple[int,int]: # While it is written, and afterwards as sound
     "What a candidate takes: keys and values of every layer, a few times the logits; then its samples"
     c,p = model.config, next(model.parameters())
-    places = 1+model.layout.length(round(seconds*c.frame_rate))+c.text_len+getattr(c, 'prompt_frames', 0)
+    places = 1+model.layout.length(min(getattr(c, 'max_frames', math.inf), round(seconds*c.frame_rate)))+c.text_len+getattr(c, 'prompt_frames', 0)
     cache,logits = 2*c.n_layers*c.dim*places*p.element_size(), 8*4*c.codebooks*(c.codebook_size+1)
-    return (cache+logits)*(1+guided), round(seconds*model.codec.sample_rate)*4
+    return (cache+logits)*rows, round(seconds*model.codec.sample_rate)*4
 
 def room(
     model, # A music model
     total:int, # Candidates of all prompts
     seconds:float, # Each
-    guided:bool=True, # Two rows for each
+    rows:int=2, # Rows of the cache for each
     free:int|None=None, # Bytes; what is free now when absent
 ) -> int: # How many can be written together
     "Raises `SoundlmError` where the candidates do not fit into memory"
     device = next(model.parameters()).device
     free,here = (free, free) if free is not None else (free_bytes(device), free_bytes())
-    work,keep = row_bytes(model, seconds, guided)
+    work,keep = row_bytes(model, seconds, rows)
     fit = int(.5*here/keep)
     if total>fit: raise SoundlmError(f"Got {total:,} candidates of {seconds:g} s, which take {total*keep/2**30:.3g} GiB as sound; at most {fit:,} fit into half of the {here/2**30:.3g} GiB that are free: ask for fewer, or shorter ones")
-    if (rows := int(.5*free/work))<1: raise SoundlmError(f"A candidate of {seconds:g} s takes {work/2**20:.0f} MiB while it is written, {free/2**20:.0f} MiB are free: ask for a shorter one")
-    return rows
+    if (together := int(.5*free/work))<1: raise SoundlmError(f"A candidate of {seconds:g} s takes {work/2**20:.0f} MiB while it is written, {free/2**20:.0f} MiB are free: ask for a shorter one")
+    return together
 
 # %% ../../nbs/15_music.rerank.ipynb #b3a1ba3b
 def _each(kw, n, at, total): # what belongs to the candidates `at`: lists as long as the prompts hold one value a prompt
@@ -612,7 +613,7 @@ def candidates(
     "N pieces for each prompt, scored and sorted. Raises `SoundlmError`"
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n<1: raise SoundlmError(f"Got {n!r} candidates, expected a whole number of at least 1: 4 is a good one")
     total,kw = len(check_captions(prompts))*n, kw|(dict(sampler=sampler) if sampler is not None else {})
-    size,wavs = min(batch, room(model, total, seconds, getattr(sampler, 'guidance', 3.)!=1)), []
+    size,wavs = min(batch, room(model, total, seconds, getattr(sampler or getattr(model, 'sampler', None), 'rows', 2))), []
     clap,texts = clap or hub.load('clap-tiny'), [p for p in prompts for _ in range(n)]
     for i in core.track(range(0, total, size), 'Making candidates'):
         at = range(i, min(i+size, total))
