@@ -773,6 +773,7 @@ def train_music(
     m.save(out/name, card(m, runs))
     return out/name
 
+# %% ../nbs/80_cli.ipynb #7ra1n7ex
 def train_text(
     out:Path, # Folder of the run
     steps:int=700, # Optimiser steps
