@@ -1326,6 +1326,7 @@ def watched(
     took, *peak = map(float, done.stdout.split())
     return took, *(peak or [None])
 
+# %% ../nbs/80_cli.ipynb #7ra1n8aa
 def demo_cost(
     seconds:float=6., # Length of each piece
 ) -> list: # Dicts with measure and value
@@ -1342,6 +1343,7 @@ def long_cost(
     with TemporaryDirectory() as tmp: rows = [(s, *watched('music', 'slow blues', '-o', f'{tmp}/x.wav', '--seconds', str(s))) for s in lengths]
     return [dict(zip(('seconds of music','wall time, s','peak memory, GiB'), r)) for r in rows]
 
+# %% ../nbs/80_cli.ipynb #7ra1n8ab
 def speed_report(
     out:Path, # Folder of the reports
     seconds:float=5., # Of music
