@@ -40,6 +40,9 @@ def test_a_value_for_each_clip(here):
 def test_two_of_a_kind_are_refused(here):
     with pytest.raises(SoundlmError, match='B-delay'): compare_sections(['music-b','music-b'], 1)
 
+def test_what_makes_no_music_is_refused(here):
+    with pytest.raises(SoundlmError, match='makes no music'): compare_sections(['clap-tiny'], 1)
+
 def test_two_codecs_are_refused(here):
     a, b = hub.load('music-a'), hub.load('music-b')
     class Other:

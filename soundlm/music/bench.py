@@ -269,6 +269,7 @@ def compare_sections(
     models = {}
     for name in names:
         m = hub.load(name)
+        if not isinstance(m, MusicLM): raise SoundlmError(f"Got {name!r}, which makes no music, expected a Model A or B, such as music-a or music-b")
         label = f"{dict(MusicA='A', MusicB='B')[type(m).__name__]}-{m.config.layout}"
         if label in models: raise SoundlmError(f"Got two models of the kind {label}, expected one of each: leave out {name}")
         models[label] = m, codes_read(name)
