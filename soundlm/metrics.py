@@ -7,8 +7,8 @@ __all__ = ['wilson', 'bootstrap_mean', 'mel_filters', 'mel_spectrogram', 'mel_di
            'Unigram', 'em_weights', 'Interpolated', 'summarise_nats', 'table_nll', 'nll', 'Judge', 'Probe',
            'probe_size', 'probe_data', 'crop_and_gain', 'train_probe', 'probe_labels', 'accuracy', 'confusion',
            'edit_distance', 'error_rate', 'Recogniser', 'recogniser_data', 'train_recogniser', 'auc', 'tempo',
-           'same_tempo', 'faults', 'through', 'codec_row', 'codec_table', 'show_value', 'markdown_table',
-           'write_report']
+           'same_tempo', 'faults', 'through', 'codec_row', 'codec_table', 'show_value', 'markdown_table', 'packed',
+           'unpacked', 'report_text', 'checksum', 'write_report', 'read_report']
 
 # %% ../nbs/20_metrics.ipynb #b3f06f5a
 import io, json, math
@@ -21,7 +21,7 @@ from fastcore.basics import patch
 from torch import nn, Tensor
 from . import hub
 from .audio import check, describe, resample
-from .core import AudioError, HubError, SoundlmError, TokenError, atomic, has_fast_bf16_cpu, rng, seed_everything, torch_rng, track
+from .core import AudioError, HubError, SoundlmError, TokenError, atomic, has_fast_bf16_cpu, rng, seed_everything, text_sha, torch_rng, track
 
 # %% ../nbs/20_metrics.ipynb #3cb3694a
 def wilson(
@@ -735,6 +735,40 @@ def markdown_table(
     return '\n'.join('| '+' | '.join(c)+' |' for c in cells)+'\n'
 
 # %% ../nbs/20_metrics.ipynb #35ed2212
+def packed(
+    v, # A value of a row
+): # What JSON can hold
+    "Tuples of three become {value, low, high}, so that an interval can be told from a list"
+    if isinstance(v, tuple) and len(v)==3: return dict(zip(('value','low','high'), map(packed, v)))
+    if isinstance(v, dict): return {str(k):packed(o) for k,o in v.items()}
+    if isinstance(v, (list,tuple)): return [packed(o) for o in v]
+    return v.tolist() if hasattr(v, 'tolist') else v if isinstance(v, (str,int,float,bool,type(None))) else str(v)
+
+def unpacked(
+    v, # From JSON
+): # Intervals are tuples again
+    "The way back"
+    if isinstance(v, dict): return tuple(v.values()) if list(v)==['value','low','high'] else {k:unpacked(o) for k,o in v.items()}
+    return [unpacked(o) for o in v] if isinstance(v, list) else v
+
+
+# %% ../nbs/20_metrics.ipynb #b32ee13d
+def report_text(
+    report:dict, # meta and rows, as `write_report` takes them
+) -> str: # Markdown
+    "What a reader gets of a report: facts, then tables"
+    meta,rows = report['meta'],report['rows']
+    text = [f"# {meta['title']}\n", *(f'- {k}: {show_value(v)}' for k,v in meta.items() if k not in ('title','checksum')), '']
+    for title,rs in (rows if isinstance(rows, dict) else {'':rows}).items(): text += ([f'## {title}\n'] if title else []) + [markdown_table(rs)]
+    return '\n'.join(text)
+
+def checksum(
+    report:dict, # meta and rows, packed
+) -> str: # 12 hexadecimal digits
+    "Of all that a report says: no lock, but a number that was changed by hand is noticed"
+    return text_sha(json.dumps([{k:v for k,v in report['meta'].items() if k!='checksum'}, report['rows']], sort_keys=True))
+
+# %% ../nbs/20_metrics.ipynb #db35bd80
 def write_report(
     rows, # List of dicts, or section title → list of dicts
     path, # Where, without suffix: `reports/codec` makes codec.json and codec.md
@@ -743,13 +777,21 @@ def write_report(
     "Write rows as JSON and Markdown with all that it takes to repeat them; raises `SoundlmError` where meta lacks something or a number is none"
     if lacks := [k for k in ('title','command','n','seed') if k not in meta]:
         raise SoundlmError(f"a report without {', '.join(lacks)} cannot be repeated; expected it in meta")
-    meta,path = hub.provenance()|meta, Path(path)
-    parts = rows if isinstance(rows, dict) else {'':rows}
-    text = [f"# {meta['title']}\n", *(f'- {k}: {show_value(v)}' for k,v in meta.items() if k!='title'), '']
-    for title,rs in parts.items(): text += ([f'## {title}\n'] if title else []) + [markdown_table(rs)]
-    plain = lambda o: o.tolist() if hasattr(o, 'tolist') else str(o)
-    try: data = json.dumps(dict(meta=meta, rows=rows), indent=1, ensure_ascii=False, default=plain, allow_nan=False)
+    path,report = Path(path),dict(meta=hub.provenance()|meta, rows=rows)
+    try: data = json.loads(json.dumps(packed(report), allow_nan=False))
     except ValueError as e: raise SoundlmError(f"A number in the report {path.name} is not finite ({e}); expected None for what could not be measured") from None
-    for suffix,out in (('.json', data+'\n'), ('.md', '\n'.join(text))):
+    data['meta']['checksum'] = checksum(data)
+    for suffix,out in (('.json', json.dumps(data, indent=1, ensure_ascii=False)+'\n'), ('.md', report_text(report))):
         with atomic(path.with_name(path.name+suffix)) as tmp: tmp.write_text(out, encoding='utf-8')
     return path.with_name(path.name+'.md')
+
+def read_report(
+    path, # A .json that `write_report` wrote
+) -> dict: # meta, rows; intervals are tuples
+    "Read a report back; raises `SoundlmError` where there is none, or it was changed by hand"
+    path = Path(path).with_suffix('.json')
+    try: data = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError,ValueError) as e: raise SoundlmError(f"Cannot read the report {path} ({e}); expected what a command such as `soundlm bench` or `soundlm evaluate` wrote: run it again") from None
+    if not isinstance(data, dict) or not isinstance(data.get('meta'), dict) or 'rows' not in data: raise SoundlmError(f"{path} is no report; expected meta and rows in it: run its command again")
+    if data['meta'].get('checksum')!=checksum(data): raise SoundlmError(f"{path} was changed after it was written: its checksum does not fit. Expected numbers as they were measured; run `{data['meta'].get('command', 'its command')}` again")
+    return unpacked(data)
