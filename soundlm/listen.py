@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['sound_files', 'line_up', 'loudness', 'anchor', 'read_item', 'match_levels', 'html_page', 'make_test', 'checksum',
-           'read_key', 'find_key', 'fault', 'misses', 'overrates', 'screen', 'holm', 'preferences', 'ratings',
-           'mushra_rows', 'Scores', 'score', 'simulate', 'power', 'answers_needed']
+           'read_key', 'find_key', 'simulate', 'fault', 'misses', 'overrates', 'screen', 'holm', 'preferences',
+           'ratings', 'mushra_rows', 'Scores', 'score', 'power', 'answers_needed']
 
 # %% ../nbs/23_listen.ipynb #16a7ff5c
 import base64, itertools, json, math, warnings
@@ -622,6 +622,35 @@ def find_key(
     if len({found[p] for p in mine})==1: return mine[0]
     raise SoundlmError(f"Got {len(files)} result files of {len(mine) or 'no'} known test{'s' if len(mine)>1 else ''}, expected one key (.key.json) beside them or a folder above: pass key=")
 
+# %% ../nbs/23_listen.ipynb #b9623a43
+def simulate(
+    key:dict, # From `read_key`
+    quality:dict, # system → what a listener thinks of it, 0 … 100; anchors and others 30 where not named
+    listener:int, # Number, names the draws
+    seed:int=0, # Another seed, other listeners
+    spread:float=8., # Standard deviation of a rating
+    taste:float=0., # Standard deviation of what this listener thinks of a system, more or less than the others do
+    tie:float=2., # A smaller difference in a listener's head is none
+    deaf:bool=False, # Rates at random
+) -> dict: # As a page saves it, marked as simulated
+    "A made-up listener, to try the analysis and to plan a test: qualities are heard with Gaussian noise (Thurstone 1927)"
+    g = core.rng('listener', seed, listener)
+    mine = {k:taste*g.standard_normal() for k in key['systems']}
+    def feel(s):
+        what = key['stimuli'][s]['system']
+        return g.uniform(0, 100) if deaf else quality.get(what, 100. if what=='reference' else 30.)+mine.get(what, 0.)+spread*g.standard_normal()
+    def ab(t):
+        order = [t['stimuli'][i] for i in g.permutation(2)]
+        a,b = map(feel, order)
+        return dict(trial=t['id'], order=order, plays={s:1 for s in order}, ms=9000, choice='tie' if abs(a-b)<tie else order[int(b>a)])
+    def mushra(t):
+        order = [t['stimuli'][i] for i in g.permutation(len(t['stimuli']))]
+        known = {s:100 if key['stimuli'][s]['system']=='reference' and not deaf and g.uniform()<.97 else int(np.clip(round(feel(s)), 0, 100)) for s in order}
+        return dict(trial=t['id'], order=order, plays={s:2 for s in order}, ms=30000, ratings=known)
+    r = dict(format=_format, test=key['test'], listener=dict(name=f'simulated {listener}', headphones='headphones', uid=f'{core.key_seed(seed, listener):016x}', seed=listener, simulated=True),
+        started='2026-01-01T12:00:00.000Z', finished='2026-01-01T12:20:00.000Z', ab=[ab(t) for t in key['ab']], mushra=[mushra(t) for t in key['mushra']])
+    return r|dict(sum=checksum(r))
+
 # %% ../nbs/23_listen.ipynb #54b84f24
 def _fault_trials(got, want, one): # What is wrong with the answers of one kind, or ''
     if not isinstance(got, list) or any(not isinstance(a, dict) for a in got): return 'its answers are no list'
@@ -817,34 +846,7 @@ def _report(res, out, seed): # JSON, Markdown and picture
     with core.atomic(out.with_name(out.name+'.png')) as p: fig.savefig(p, format='png')
     plt.close(fig)
 
-# %% ../nbs/23_listen.ipynb #c81a3dcf
-def simulate(
-    key:dict, # From `read_key`
-    quality:dict, # system → what a listener thinks of it, 0 … 100; anchors and others 30 where not named
-    listener:int, # Number, names the draws
-    seed:int=0, # Another seed, other listeners
-    spread:float=8., # Standard deviation of a rating
-    tie:float=2., # A smaller difference in a listener's head is none
-    deaf:bool=False, # Rates at random
-) -> dict: # As a page saves it, marked as simulated
-    "A made-up listener, to try the analysis and to plan a test; he hears qualities with Gaussian noise (Thurstone 1927)"
-    g = core.rng('listener', seed, listener)
-    def feel(s):
-        what = key['stimuli'][s]['system']
-        return g.uniform(0, 100) if deaf else quality.get(what, 100. if what=='reference' else 30.)+spread*g.standard_normal()
-    def ab(t):
-        order = [t['stimuli'][i] for i in g.permutation(2)]
-        a,b = map(feel, order)
-        return dict(trial=t['id'], order=order, plays={s:1 for s in order}, ms=9000, choice='tie' if abs(a-b)<tie else order[int(b>a)])
-    def mushra(t):
-        order = [t['stimuli'][i] for i in g.permutation(len(t['stimuli']))]
-        known = {s:100 if key['stimuli'][s]['system']=='reference' and not deaf and g.uniform()<.97 else int(np.clip(round(feel(s)), 0, 100)) for s in order}
-        return dict(trial=t['id'], order=order, plays={s:2 for s in order}, ms=30000, ratings=known)
-    r = dict(format=_format, test=key['test'], listener=dict(name=f'simulated {listener}', headphones='headphones', uid=f'{core.key_seed(seed, listener):016x}', seed=listener, simulated=True),
-        started='2026-01-01T12:00:00.000Z', finished='2026-01-01T12:20:00.000Z', ab=[ab(t) for t in key['ab']], mushra=[mushra(t) for t in key['mushra']])
-    return r|dict(sum=checksum(r))
-
-# %% ../nbs/23_listen.ipynb #83dea558
+# %% ../nbs/23_listen.ipynb #bbcdb571
 def power(
     n:int, # Answers that are no tie
     share:float, # The true share that prefers the one
@@ -864,7 +866,9 @@ def answers_needed(
 ) -> int: # Answers
     "The fewest independent answers from which on a preference is found. Raises `SoundlmError`"
     if not .5<share<=1: raise SoundlmError(f"Got a share of {share}, expected more than 0.5, up to 1")
-    enough,n = most,most
-    while n>0 and power(n, share, alpha)>=chance: enough,n = n,n-1
-    if n==most: raise SoundlmError(f"{most} answers are not enough to find a share of {share} with chance {chance}: look for a larger difference")
-    return enough
+    from scipy.stats import norm
+    about = (norm.isf(alpha/2)/2+norm.ppf(chance)*math.sqrt(share*(1-share)))**2/(share-.5)**2
+    n = min(most, math.ceil(1.3*about)+40) # beyond what is needed: count back from here
+    if power(n, share, alpha)<chance: raise SoundlmError(f"{most} answers are not enough to find a share of {share} with chance {chance}: look for a larger difference")
+    while n>1 and power(n-1, share, alpha)>=chance: n -= 1
+    return n
