@@ -7,9 +7,10 @@ __all__ = ['tracks', 'kinds', 'domains', 'how_checked', 'System', 'parse_cell', 
            'survey_table', 'classify', 'rates_plot', 'count_parameters', 'codec_rates', 'results_of', 'our_row', 'ours',
            'timeline']
 
-# %% ../nbs/22_literature.ipynb #7f848859
+# %% ../nbs/22_literature.ipynb #f82cb0be
 import csv, json, re
 from dataclasses import dataclass, fields
+from fnmatch import fnmatch
 from pathlib import Path
 from . import hub
 from .core import SoundlmError, near, zoo_dir
@@ -199,14 +200,16 @@ def codec_rates(
     tokens = sum(rate/hop/s for s in strides)
     return dict(sample_rate=rate, frame_rate=rate/hop/max(strides), codebooks=len(strides), codebook_size=config['codebook_size'], tokens_per_second=tokens)
 
-# %% ../nbs/22_literature.ipynb #664b3765
-_shown = [ # report, section begins with, what the row says (the model's name where None), what is quoted
-    ('evaluation', '', None, ('nll','clap','fad','fad_inf','kad','style','family')),
+# %% ../nbs/22_literature.ipynb #c7c39c42
+_shown = [ # report, section begins with, what its row says (with wildcards), what is quoted
+    ('evaluation', 'Systems', dict(system='{name}, guidance*'), ('clap','style','family')),
+    ('evaluation', 'Distances', dict(system='{name}, guidance*'), ('fad','kad')),
+    ('evaluation', 'Nats', dict(model='{name}', music='its own*'), ('nll',)),
     ('fusion-compare', 'Models', {}, ('nll','style','clap')),
     ('music-a', 'What the probe', dict(what='generated'), ('style','family')),
-    ('fusion-guidance', 'Guidance, same', dict(guidance=3.), ('style','family','tempo')),
-    ('omni', 'Speaking', dict(what='spoken by omni, three at a time'), ('digit errors','speaker right')),
-    ('omni', 'Hearing', dict(what='strings of held-out takes'), ('word errors',))]
+    ('fusion-guidance', 'Guidance, same', dict(guidance='3.0'), ('style','family','tempo')),
+    ('omni', 'Speaking', dict(what='spoken by omni, three*'), ('digit errors','speaker right')),
+    ('omni', 'Hearing', dict(what='strings of held-out*'), ('word errors',))]
 
 def _value(row, k): # a value with its interval, in whatever form the report has it
     v = row.get(k)
@@ -227,11 +230,12 @@ def results_of(
         data = read_report(path)
         parts = data['rows'] if isinstance(data['rows'], dict) else {'':data['rows']}
         title = next((t for t in parts if t.startswith(section)), None)
+        known = sha in str([data['meta'].get(k) for k in ('model','models')])
         for row in parts.get(title, []):
-            mine = name in row.values() if pick is None else sha in str(data['meta'].get('model', '')) or sha in row.values()
-            if not mine or any(row.get(k)!=v for k,v in (pick or {}).items()): continue
+            if not (known or sha in row.values()) or not all(fnmatch(str(row.get(k)), v.format(name=name)) for k,v in pick.items()): continue
+            what = ', '.join(f'{k} {row[k]:g}' if isinstance(row[k], float) else str(row[k]) for k in (*pick, 'embedding') if k in row) or stem
             n = row.get('n') or row.get('clips') or data['meta'].get('n')
-            res += [dict(report=stem, section=title, row=', '.join(f'{k} {v}' if k!='what' else v for k,v in (pick or {}).items()) or stem, n=n, measure=k, value=_value(row, k)) for k in keys if row.get(k) is not None]
+            res += [dict(report=stem, section=title, row=what, n=n, measure=k, value=_value(row, k)) for k in keys if row.get(k) is not None]
     return res
 
 # %% ../nbs/22_literature.ipynb #dd7eb578
@@ -278,7 +282,7 @@ def ours(
     reports = Path(reports) if reports else zoo_dir().parent.parent/'reports'
     return [our_row(r['folder'], reports) for r in hub.zoo() if r['kind'] in _ours]
 
-# %% ../nbs/22_literature.ipynb #1618da42
+# %% ../nbs/22_literature.ipynb #105f749c
 def _labels(ax, points): # (x, y, text): each label beside its point, where it covers none that is there already
     ax.figure.canvas.draw()
     scale = 72/ax.figure.dpi
@@ -287,7 +291,7 @@ def _labels(ax, points): # (x, y, text): each label beside its point, where it c
     tries = [(5,-2),*((dx,dy) for d in (7,14,21,28,35,42) for dx in (4,-14) for dy in (d,-d-4))]
     for x,y,text in sorted(points):
         px,py = at_points[x,y,text]
-        box = lambda dx,dy: (px+dx, py+dy, px+dx+3.5*len(text), py+dy+7)
+        box = lambda dx,dy: (px+dx, py+dy, px+dx+3.9*len(text), py+dy+7)
         apart = lambda a,b: a[2]<b[0] or b[2]<a[0] or a[3]<b[1] or b[3]<a[1]
         inside = lambda b: b[2]<ax.bbox.x1*scale and ax.bbox.y0*scale<b[1] and b[3]<ax.bbox.y1*scale
         at = next((o for o in tries if inside(box(*o)) and all(apart(box(*o), t) for t in taken)), tries[0])

@@ -94,10 +94,16 @@ def test_evaluation_comes_in_when_it_exists(tmp_path):
     sha = hub.weights_sha(zoo_dir()/'music-b')
     assert results_of('music-b', sha, tmp_path) == []
     assert our_row(zoo_dir()/'music-b', tmp_path).other_metrics == ''
-    write(tmp_path, 'evaluation', dict(Systems=[dict(model='music-b', n=64, fad=(.5,.4,.6), clap=.3, silent=None), dict(model='random codes', n=64, fad=9.)]))
+    rows = {'In words':[dict(verdict='fine')], 'Systems':[dict(system='music-b', n=64, clap=.2), dict(system='music-b, guidance 3', n=64, clap=(.3,.2,.4), silent=0), dict(system='random codes', n=64, clap=.1)],
+        'Distances to the references':[dict(system='music-b, guidance 3', embedding='clap-tiny (9864)', n=64, fad=(.5,.4,.6), fad_inf=None, kad=.1), dict(system='random codes', embedding='clap-tiny (9864)', n=64, fad=9.)],
+        'Nats a code':[dict(model='music-b', music='its own caption', n=64, nll=(3.4,3.3,3.5)), dict(model='music-b', music='random codes', n=64, nll=9.)]}
+    write(tmp_path, 'evaluation', rows, models=f'music-b ({sha})')
     found = results_of('music-b', sha, tmp_path)
-    assert {o['measure']: (o['n'], o['value']) for o in found} == dict(fad=(64,(.5,.4,.6)), clap=(64,.3))
-    assert 'fad 0.5 [0.4, 0.6]' in our_row(zoo_dir()/'music-b', tmp_path).other_metrics
+    assert {o['measure']: (o['n'], o['value']) for o in found} == dict(clap=(64,(.3,.2,.4)), fad=(64,(.5,.4,.6)), kad=(64,.1), nll=(64,(3.4,3.3,3.5)))
+    assert 'fad 0.5 [0.4, 0.6] (music-b, guidance 3, clap-tiny (9864), n = 64)' in our_row(zoo_dir()/'music-b', tmp_path).other_metrics
+    assert results_of('music-b', '0'*12, tmp_path) == [] == results_of('music-a', sha, tmp_path)
+    write(tmp_path, 'evaluation', [dict(anything=1)], models=f'music-b ({sha})')
+    assert results_of('music-b', sha, tmp_path) == []
 
 def test_other_weights_are_not_ours(tmp_path):
     write(tmp_path, 'fusion-guidance', {'Guidance, same prompts and seeds':[dict(guidance=3., n=96, style=.9)]}, model='music-b (000000000000)')
