@@ -139,7 +139,7 @@ def fad_curve(
         return _fad(x[i].reshape(-1, x.shape[-1]), ref[i].reshape(-1, x.shape[-1]))
     return [np.mean([once(k) for _ in range(1 if k==len(x) else repeats)]) for k in sizes]
 
-# %% ../nbs/19_distance.ipynb #9123f6b3
+# %% ../nbs/19_distance.ipynb #b1b00643
 def inf_sizes(
     n:int, # Clips there are
     sizes=None, # Which to use, from 2 to n; the default when None
@@ -156,7 +156,7 @@ def fad_inf(
     draws:int=100, # Bootstrap resamples
     seed:int=0, # Of subsets and bootstrap
     repeats:int=4, # Subsets of each size
-) -> Distance: # 'FAD∞'; `more` has slope, r2, sizes, curve, and `enough`: whether the smallest subset has more windows than dimensions
+) -> Distance: # 'FAD∞'; `more` has slope, r2, sizes, curve, and `enough`: whether the smallest subset has as many windows as dimensions
     "FAD at N → ∞: the intercept of a line in 1/N (Gui et al. 2024, arXiv 2311.01616); subsets of both sets. Raises `SoundlmError`"
     comparable(x, ref, 4)
     sizes,g = inf_sizes(len(x), sizes), rng('fad_inf', seed)
@@ -165,7 +165,7 @@ def fad_inf(
     value,slope,r2 = extrapolate(sizes, curve)
     ends = (sizes[0], sizes[-1]) # in a resample the two ends do: they set the line
     drawn = [extrapolate(ends, fad_curve(a[i], b[i], ends, g, 2))[0] for i in resamples(len(a), draws, seed)]
-    enough = sizes[0]*a.shape[1]>a.shape[2]
+    enough = sizes[0]*a.shape[1]>=a.shape[2]
     return _distance('FAD∞', value, *around(value, drawn), x, ref, slope=slope, r2=r2, enough=enough, sizes=list(sizes), curve=[float(o) for o in curve])
 
 # %% ../nbs/19_distance.ipynb #8bfda8d8
