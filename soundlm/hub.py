@@ -19,7 +19,7 @@ twins = {'facebook/encodec_32khz':'encodec_32khz-tiny', 'hubertsiuzdak/snac_24kh
     'HuggingFaceTB/SmolLM-135M':'bpe-tiny'}
 
 # %% ../nbs/02_hub.ipynb #224d4a89
-kinds = {'mel-codec':'soundlm.codec:MelCodec', 'encodec':'soundlm.codec:EnCodec', 'snac':'soundlm.codec:Snac', 'bpe':'soundlm.omni.tokenizer:TextTokenizer', 'omni':'soundlm.omni.generate:MultimodalLLM',
+kinds = {'mel-codec':'soundlm.codec:MelCodec', 'probe-key':'soundlm.metrics:KeyProbe', 'encodec':'soundlm.codec:EnCodec', 'snac':'soundlm.codec:Snac', 'bpe':'soundlm.omni.tokenizer:TextTokenizer', 'omni':'soundlm.omni.generate:MultimodalLLM',
     't5':'soundlm.music.text:TextEncoder', 'music-a':'soundlm.music.baseline:MusicA', 'music-b':'soundlm.music.fusion:MusicB', 'musicgen':'soundlm.music.fusion:MusicB', 'probe':'soundlm.metrics:Probe',
     'recogniser':'soundlm.metrics:Recogniser', 'clap':'soundlm.music.rerank:Clap'}
 

@@ -7,8 +7,9 @@ __all__ = ['wilson', 'bootstrap_mean', 'mel_filters', 'mel_spectrogram', 'mel_di
            'Unigram', 'em_weights', 'Interpolated', 'summarise_nats', 'table_nll', 'nll', 'Judge', 'Probe',
            'probe_size', 'probe_data', 'crop_and_gain', 'train_probe', 'probe_labels', 'accuracy', 'confusion',
            'edit_distance', 'error_rate', 'Recogniser', 'recogniser_data', 'train_recogniser', 'auc', 'tempo',
-           'same_tempo', 'faults', 'through', 'codec_row', 'codec_table', 'show_value', 'markdown_table', 'packed',
-           'unpacked', 'report_text', 'checksum', 'write_report', 'read_report']
+           'same_tempo', 'KeyProbe', 'key_data', 'transpose', 'train_key', 'faults', 'through', 'codec_row',
+           'codec_table', 'show_value', 'markdown_table', 'packed', 'unpacked', 'report_text', 'checksum',
+           'write_report', 'read_report']
 
 # %% ../nbs/20_metrics.ipynb #b3f06f5a
 import io, json, math
@@ -651,6 +652,103 @@ def same_tempo(
     "Do two tempi agree up to an octave?"
     return any(abs(got*f-want)<=tolerance*want for f in (.5,1,2))
 
+# %% ../nbs/20_metrics.ipynb #130ba55c
+class KeyProbe(Judge):
+    "Names key and mode: convolutions over a constant-Q spectrogram, folded into twelve pitch classes that share all weights"
+    kind = 'probe-key'
+    def __init__(self,
+        keys:list, # Twelve names, C first
+        sample_rate:int=16000, # Hz; other audio is resampled
+        hop:int=512, # Samples between frames
+        octaves:int=7, # From C1 up
+        width:int=24, # Channels
+    ):
+        super().__init__()
+        self.keys,self.config = list(keys), dict(keys=list(keys), sample_rate=sample_rate, hop=hop, octaves=octaves, width=width)
+        conv = lambda i, pitch: (nn.Conv2d(i, width, (pitch,3), padding=(pitch//2,1)), nn.BatchNorm2d(width), nn.ReLU(), nn.AvgPool2d((1,4)))
+        self.pitches = nn.Sequential(*conv(1, 25), *conv(width, 13))
+        self.classes = nn.Sequential(nn.Dropout(.2), nn.Conv1d(octaves*width, 2*width, 1), nn.ReLU())
+        self.modes = nn.Conv1d(2*width, 2, 12, padding='same', padding_mode='circular')
+
+    def forward(self,
+        x:Tensor, # (b,12·octaves,t) from `features`
+    ) -> Tensor: # (b,24) logits: twelve major keys, then twelve minor ones
+        "How much each key is heard"
+        y = self.pitches(x[:,None]).mean(-1).unflatten(-1, (-1,12)).flatten(1,2)
+        return self.modes(self.classes(y)).flatten(1).float()
+
+# %% ../nbs/20_metrics.ipynb #1430c0b9
+@patch
+def features(
+    self:KeyProbe,
+    wav:Tensor, # (1,n) audio
+    sample_rate:int, # Hz
+) -> Tensor: # (12·octaves,t) log magnitudes of semitones, the loudest about 3.4
+    "What the probe hears; raises `AudioError` on empty or broken audio"
+    from librosa import cqt, note_to_hz
+    c = self.config
+    y = resample(check(wav), sample_rate, c['sample_rate'])[0].numpy()
+    q = np.abs(cqt(y=y, sr=c['sample_rate'], hop_length=c['hop'], fmin=note_to_hz('C1'), n_bins=12*c['octaves'], tuning=0.))
+    return torch.from_numpy(np.log1p(30*q/max(q.max(), 1e-6)))
+
+@patch
+@torch.no_grad()
+def predict(
+    self:KeyProbe,
+    wav:Tensor, # (1,n) audio
+    sample_rate:int, # Hz
+) -> tuple: # (key, 'major' or 'minor', probability)
+    "Name the key; raises `AudioError` on empty or broken audio"
+    was = self.training; self.eval()
+    p = self(self.features(wav, sample_rate)[None].to(next(self.parameters()).device))[0].softmax(-1)
+    self.train(was)
+    return self.keys[int(p.argmax())%12], ('major','minor')[int(p.argmax())//12], float(p.max())
+
+# %% ../nbs/20_metrics.ipynb #b6ccf1ba
+def key_data(
+    probe:KeyProbe, # Says what features look like
+    clips:Iterable, # Pairs of (1,n) audio and its attributes, 'key' and 'mode' among them
+    sample_rate:int, # Hz
+    total:int|None=None, # How many, for the progress bar
+) -> tuple: # (n,12·octaves,t) fp16, (n,) from 0 to 23
+    "Features and targets; longer clips are cut to the shortest"
+    made = [(probe.features(w, sample_rate).half(), probe.keys.index(a['key'])+12*(a['mode']=='minor')) for w,a in track(clips, 'Listening', total)]
+    t = min(x.shape[-1] for x,_ in made)
+    return torch.stack([x[:,:t] for x,_ in made]), torch.tensor([y for _,y in made])
+
+def transpose(
+    x:Tensor, # (b,p,t) semitones up the second axis
+    y:Tensor, # (b,) keys, 0 to 23
+    semitones:int, # Up, or down where negative
+) -> tuple: # The same pieces in another key
+    "What moves out at one end is lost, what moves in is silence"
+    moved = x.roll(semitones, 1); moved[:, slice(0, semitones) if semitones>0 else slice(x.shape[1]+semitones, None)] = 0
+    return moved, (y%12+semitones)%12 + 12*(y//12)
+
+# %% ../nbs/20_metrics.ipynb #c2d91562
+def train_key(
+    probe:KeyProbe, # Changed in place
+    feats:Tensor, # (n,p,t) from `key_data`
+    targets:Tensor, # (n,) from 0 to 23
+    steps:int=600, # Batches
+    batch:int=32, # Clips a batch
+    lr:float=3e-3, # Peak of the one-cycle schedule
+    seed:int=0, # Of order, transposition and loudness
+) -> list: # Loss of each step
+    "AdamW, one cycle; every batch is transposed by up to half an octave, so each piece is heard in all keys"
+    g,opt,losses = torch_rng('key', seed), torch.optim.AdamW(probe.parameters(), lr=lr, weight_decay=.05), []
+    sched = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps)
+    dev = next(probe.parameters()).device; probe.train()
+    for _ in track(range(steps), 'Training the key probe'):
+        i = torch.randint(len(feats), (batch,), generator=g)
+        x,y = transpose(feats[i].float(), targets[i], int(torch.randint(-5, 7, (1,), generator=g)))
+        x = x*(.7+.6*torch.rand(batch, 1, 1, generator=g))
+        with torch.autocast(dev.type, torch.bfloat16, enabled=dev.type=='cuda' or has_fast_bf16_cpu()): out = probe(x.to(dev))
+        loss = F.cross_entropy(out.float(), y.to(dev), label_smoothing=.05)
+        opt.zero_grad(); loss.backward(); opt.step(); sched.step(); losses.append(loss.item())
+    probe.eval()
+    return losses
+
 # %% ../nbs/20_metrics.ipynb #25c016b2
 def faults(
     clips:Iterable, # (1,n) waveforms
@@ -756,10 +854,13 @@ def unpacked(
 def report_text(
     report:dict, # meta and rows, as `write_report` takes them
 ) -> str: # Markdown
-    "What a reader gets of a report: facts, then tables"
+    "What a reader gets of a report: facts, then tables; sentences as a list; sections that meta['plotted'] names are too long for one"
     meta,rows = report['meta'],report['rows']
-    text = [f"# {meta['title']}\n", *(f'- {k}: {show_value(v)}' for k,v in meta.items() if k not in ('title','checksum')), '']
-    for title,rs in (rows if isinstance(rows, dict) else {'':rows}).items(): text += ([f'## {title}\n'] if title else []) + [markdown_table(rs)]
+    text = [f"# {meta['title']}\n", *(f'- {k}: {show_value(v)}' for k,v in meta.items() if k not in ('title','checksum','plotted')), '']
+    for title,rs in (rows if isinstance(rows, dict) else {'':rows}).items():
+        if set().union(*rs)=={'verdict'}: body = ''.join(f"- {r['verdict']}\n" for r in rs)
+        else: body = f'{len(rs)} rows in the JSON, drawn as a plot.\n' if title in meta.get('plotted', ()) else markdown_table(rs)
+        text += ([f'## {title}\n'] if title else []) + [body]
     return '\n'.join(text)
 
 def checksum(

@@ -6,9 +6,9 @@
 __all__ = ['same_order', 'TrainConfig', 'check_config', 'permutation', 'order', 'Batches', 'StepSampler', 'lr_factor',
            'param_kinds', 'param_groups', 'MuonAdamW', 'make_optimizer', 'EMA', 'rng_state', 'set_rng_state',
            'kept_rng', 'count_tokens', 'loss_parts', 'LitLM', 'quiet_lightning', 'read_log', 'RunLog', 'SampleAudio',
-           'wandb_samples', 'show_bar', 'Report', 'stop_on_interrupt', 'make_loggers', 'make_checkpoints', 'Last',
-           'trainer_args', 'read_checkpoint', 'find_resume', 'check_resume', 'TrainResult', 'smoke', 'fit',
-           'best_weights', 'both_weights', 'fit_batch_size']
+           'as_validated', 'Measure', 'wandb_samples', 'show_bar', 'Report', 'stop_on_interrupt', 'make_loggers',
+           'make_checkpoints', 'Last', 'trainer_args', 'read_checkpoint', 'find_resume', 'check_resume', 'TrainResult',
+           'smoke', 'fit', 'best_weights', 'both_weights', 'fit_batch_size']
 
 # %% ../nbs/07_train.ipynb #33fb1d9e
 import json, logging, math, os, random, signal, sys, threading, time, warnings
@@ -52,6 +52,7 @@ class TrainConfig:
     seed:int=0                 # Decides the data order, the crops and dropout
     logger:str='csv'           # 'csv', 'wandb' (beside the CSV) or 'none'
     audio_every:int=1          # Passes over the data between audio samples
+    eval_clips:int=8           # Prompts that judges hear with each audio sample, where the model makes music; 0 for none
     workers:int=0              # Processes that prepare batches
 
     def __post_init__(self): check_config(self)
@@ -542,6 +543,21 @@ class SampleAudio(L.Callback):
         self.done = due
         self.write(trainer, pl_module)
 
+# %% ../nbs/07_train.ipynb #92c544a0
+@contextmanager
+def as_validated(
+    lit:LitLM, # Holds the model
+): # yields the model
+    "The weights that validation uses, in eval mode; afterwards all is as it was, the random generators too"
+    training = lit.lm.training
+    lit.use_average(True)
+    lit.lm.eval()
+    try:
+        with kept_rng(), torch.no_grad(): yield lit.lm
+    finally:
+        lit.use_average(False)
+        lit.lm.train(training)
+
 # %% ../nbs/07_train.ipynb #668d745f
 @patch
 def write(self:SampleAudio,
@@ -550,12 +566,8 @@ def write(self:SampleAudio,
 ):
     "Generate and write, leaving the weights' mode and the random generators as they were"
     from soundlm.audio import save
-    step, training, folder = trainer.global_step, lit.lm.training, Path(trainer.default_root_dir)/'samples'
-    lit.use_average(True)
-    lit.lm.eval()
-    with kept_rng(), torch.no_grad(): clips = self.make(lit.lm)
-    lit.use_average(False)
-    lit.lm.train(training)
+    step, folder = trainer.global_step, Path(trainer.default_root_dir)/'samples'
+    with as_validated(lit) as lm: clips = self.make(lm)
     folder.mkdir(exist_ok=True)
     for i, (caption, wav, sample_rate) in enumerate(clips):
         name = f'step{step:06d}-{i}.wav'
@@ -563,6 +575,18 @@ def write(self:SampleAudio,
         with open(folder/'samples.jsonl', 'a') as f: f.write(json.dumps(dict(step=step, caption=caption, file=name)) + '\n')
     for log in trainer.loggers:
         if type(log).__name__ == 'WandbLogger': wandb_samples(log.experiment, clips)
+
+# %% ../nbs/07_train.ipynb #018bbca2
+class Measure(SampleAudio):
+    "Log what a function measures of the model: `make` takes the model and gives name → number"
+    def write(self,
+        trainer, # Knows the step and the loggers
+        lit:LitLM, # Holds the model
+    ):
+        "Numbers to every logger, as eval/…; what is not finite is left out"
+        with as_validated(lit) as lm: found = self.make(lm)
+        row = {f'eval/{k}': float(v) for k,v in found.items() if math.isfinite(v)}
+        for log in trainer.loggers: log.log_metrics(row, trainer.global_step-1)
 
 # %% ../nbs/07_train.ipynb #b26d712e
 def wandb_samples(

@@ -38,7 +38,7 @@ def music_b(folder, layers=2):
 def build(folder):
     "A zoo for SOUNDLM_ZOO, which has to point there already"
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ('mel_32khz','probe-music','clap-tiny'): shutil.copytree(zoo/name, folder/name)
+    for name in ('mel_32khz','probe-music','probe-key','clap-tiny'): shutil.copytree(zoo/name, folder/name)
     text_encoder(folder/'t5-tiny')
     music_a(folder/'music-a')
     music_b(folder/'music-b')
@@ -46,5 +46,5 @@ def build(folder):
 
 def needs():
     "Fail where the parts that a random zoo borrows are missing"
-    for name in ('mel_32khz','probe-music','clap-tiny'):
+    for name in ('mel_32khz','probe-music','probe-key','clap-tiny'):
         assert (zoo/name/'config.json').exists(), f'{name} is missing from data/zoo'

@@ -504,10 +504,11 @@ def stages(
     go=None, # 'auto' resumes
 ) -> list: # The `TrainResult` of each stage
     "Short crops first, then whole clips; each stage ends with its best weights"
-    from soundlm.train import SampleAudio, best_weights, fit
+    from soundlm.train import Measure, SampleAudio, best_weights, fit
     plan = [(f"{i+1}-crops-of-{o['frames']}", min(frames, o['frames']), replace(config, **{k:v for k,v in o.items() if k!='frames'}), []) for i,o in enumerate(short)]
-    runs = []
-    for name,n,c,callbacks in plan+[('long', frames, config, [SampleAudio(sample_prompts())])]:
+    from soundlm.music.evaluate import training_score
+    runs, heard = [], [Measure(training_score(config.eval_clips))] if config.eval_clips else []
+    for name,n,c,callbacks in plan+[('long', frames, config, [SampleAudio(sample_prompts())]+heard)]:
         runs.append(fit(model, *data(n), c, Path(out)/name, go, callbacks))
         model.load_state_dict(best_weights(runs[-1]))
     model.to(get_device(config.device)).eval()
