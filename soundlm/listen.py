@@ -258,7 +258,7 @@ function names(list) { return list.length<2 ? list.join('') : list.slice(0,-1).j
 function label(i) { return here().kind==='ab' ? 'AB'[i] : String(i+1); } // What a sound is called on this page
 '''
 
-# %% ../nbs/23_listen.ipynb #a0babba1
+# %% ../nbs/23_listen.ipynb #c4d153c5
 _js += r'''
 let players = {}, playing = null; // stimulus → audio element; the one that sounds
 function bytes(n) { return Uint8Array.from(atob(T.sounds[n]), c => c.charCodeAt(0)); }
@@ -290,6 +290,10 @@ function play(id) { // A second call stops; in a rating, another sound goes on a
   if (S.draft) { S.draft.plays[id] = (S.draft.plays[id] || 0)+1; keep(); }
   mark();
 }
+'''
+
+# %% ../nbs/23_listen.ipynb #aff209f0
+_js += r'''
 function heard(id) { if (S.draft && !S.draft.heard[id]) { S.draft.heard[id] = true; keep(); mark(); } }
 function mark() { // What sounds and what was heard, shown on the buttons
   for (const b of document.querySelectorAll('button[data-play]')) {
@@ -333,7 +337,7 @@ function intro() {
 }
 '''
 
-# %% ../nbs/23_listen.ipynb #15d99ec0
+# %% ../nbs/23_listen.ipynb #e95281b4
 _js += r'''
 function how(step) {
   load([]);
@@ -353,6 +357,10 @@ function ab(step) {
     el('div', {className:'pair'}, playButton(a, 'A', '1', 'Play A'), playButton(b, 'B', '2', 'Play B')),
     el('fieldset', {}, el('legend', {}, 'Your choice'), choice(a, 'A', 'A'), choice(b, 'B', 'B'), choice('tie', 'No difference', 'N')), nextButton('Go on'));
 }
+'''
+
+# %% ../nbs/23_listen.ipynb #19cd573b
+_js += r'''
 const bands = ['bad','poor','fair','good','excellent'], band = v => bands[Math.min(4, Math.floor(v/20))];
 function slider(id, i) {
   const rated = id in S.draft.ratings, out = el('output', {for:'s'+i}, rated ? S.draft.ratings[id] : '–');
@@ -366,7 +374,7 @@ function slider(id, i) {
 }
 '''
 
-# %% ../nbs/23_listen.ipynb #5a4e062a
+# %% ../nbs/23_listen.ipynb #01c69775
 _js += r'''
 function mushra(step) {
   load([...step.order, step.t.reference]);
@@ -375,6 +383,10 @@ function mushra(step) {
     el('div', {className:'row scale', 'aria-hidden':'true'}, el('span'), el('div', {className:'bands'}, bands.map(b => el('span', {}, b))), el('span')),
     step.order.map(([id], i) => slider(id, i)), el('p', {className:'keys'}, '0 bad … 100 excellent, like the reference'), nextButton('Go on'));
 }
+'''
+
+# %% ../nbs/23_listen.ipynb #b203f969
+_js += r'''
 function todo() { // What is missing on this page: [words, element to go to]
   const step = here(), d = S.draft, res = [];
   if (!d) return res;
@@ -436,7 +448,7 @@ function again() { // Two presses: the first one warns
 }
 '''
 
-# %% ../nbs/23_listen.ipynb #ce0c984c
+# %% ../nbs/23_listen.ipynb #5a7c882d
 _js += r'''
 let since = 0;
 function show(moved) { // Draw the page that the listener is on
@@ -450,6 +462,10 @@ function show(moved) { // Draw the page that the listener is on
   mark();
   if (moved) { scrollTo(0, 0); $('h1').focus(); }
 }
+'''
+
+# %% ../nbs/23_listen.ipynb #912f617a
+_js += r'''
 let held = false;
 function focusFor(slider) { // Where Enter means “go on” after a digit, and arrows rate what is heard
   if (slider) slider.focus(); else if (document.activeElement.dataset.play) $('h1').focus();
@@ -684,7 +700,7 @@ def fault(
     if result.get('sum')!=checksum(result): return f"it was edited after it was saved (checksum {result.get('sum')}, expected {checksum(result)})"
     return ''
 
-# %% ../nbs/23_listen.ipynb #585bbbe0
+# %% ../nbs/23_listen.ipynb #238a2f6d
 def misses(
     result:dict, # A whole result
     key:dict, # From `read_key`
@@ -703,6 +719,7 @@ def overrates(
     got = [v for a in result['mushra'] for s,v in a['ratings'].items() if key['stimuli'][s]['system']=='anchor 7000 Hz']
     return sum(v>above for v in got), len(got)
 
+# %% ../nbs/23_listen.ipynb #5d32a1b3
 def _who(r): return str(r['listener'].get('name') or r['listener'].get('uid') or '?')
 
 def screen(
@@ -726,7 +743,7 @@ def screen(
         else: kept.append(r)
     return kept, out
 
-# %% ../nbs/23_listen.ipynb #c8b2324d
+# %% ../nbs/23_listen.ipynb #3b6c1cec
 def holm(
     ps:list, # p values
 ) -> list[float]: # As many, never smaller
@@ -755,7 +772,7 @@ def preferences(
         won = [(n,w) for n,w,_ in all_ if w is not None]
         row = dict(first=pair[0], second=pair[1], listeners=len({n for n,*_ in all_}), wins=sum(w for _,w in won), losses=sum(not w for _,w in won), ties=len(all_)-len(won))
         if won: row |= _binomial(binomtest(row['wins'], len(won)), won, seed)
-        rows.append(row|dict(left=sum(f for _,w,f in all_ if w is not None)/max(1, len(won))))
+        rows.append(row|dict(side_a=sum(f for _,w,f in all_ if w is not None)/max(1, len(won))))
     for row,p in zip([r for r in rows if 'p' in r], holm([r['p'] for r in rows if 'p' in r])): row['p_holm'] = p
     return rows
 
@@ -787,7 +804,7 @@ def mushra_rows(
         rows.append(dict(system=k, listeners=len(x), prompts=x.shape[1], mean=bootstrap_mean(x.mean(1), seed=seed), median=float(q[1]), quartiles=[float(q[0]), float(q[2])]))
     return rows
 
-# %% ../nbs/23_listen.ipynb #6356875f
+# %% ../nbs/23_listen.ipynb #fb021796
 @dataclass(frozen=True)
 class Scores:
     "What a listening test said"
@@ -809,7 +826,7 @@ def plot(self:Scores,
         p,low,high = r['share']
         axes[0].errorbar(p, y, xerr=[[p-low],[high-p]], fmt='o', capsize=4, color='C0')
     axes[0].axvline(.5, color='grey', lw=1, ls=':')
-    axes[0].set(yticks=range(len(rows)), yticklabels=[f"{r['first']}\nover {r['second']}" for r in rows], ylim=(-.6, max(len(rows),1)-.4), xlim=(0,1), xlabel='share preferred, ties aside')
+    axes[0].set(yticks=range(len(rows)), yticklabels=[f"{r['first']}\nover {r['second']}" for r in rows], ylim=(-.6, max(len(rows),1)-.4), xlim=(-.03,1.03), xlabel='share preferred, ties aside')
     table = ratings(self.results, self.key)
     if table: axes[1].boxplot([x.ravel() for x in table.values()], tick_labels=[k.replace(' ', '\n', 1) for k in table], showmeans=True, flierprops=dict(markersize=3))
     axes[1].set(ylim=(-3,103), ylabel='rating')
