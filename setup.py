@@ -10,12 +10,12 @@ cfg = ini['DEFAULT']
 
 # Lower bounds only, except where a newer release is known to break; the versions that were tested together stand in constraints.txt
 core = '''torch>=2.9  fastcore>=1.8,<1.15 numpy>=1.26  transformers>=4.57  tokenizers>=0.22  datasets>=4  huggingface_hub>=0.34  safetensors>=0.5
-    snac>=1.2  soundfile>=0.12.1  soxr>=0.5  librosa>=0.10.2  lightning>=2.5  symusic>=0.5.8,<0.6  pretty_midi>=0.2.10
+    snac>=1.2  soundfile>=0.12.1  soxr>=0.5  scipy>=1.11  librosa>=0.10.2  lightning>=2.5  symusic>=0.5.8,<0.6  pretty_midi>=0.2.10
     typer>=0.15  rich>=13  matplotlib>=3.8'''.split()
 extras = dict(
     dev=cfg['nbdev_pins'].split() + '''jupyter  ipykernel  nbclient  pytest  hypothesis
-        sphinx>=8,<10  myst-nb>=1.3  furo  sphinx-mathjax-offline  espeakng-loader'''.split(), # notebooks speak with espeak-ng
-    judges='laion-clap frechet-audio-distance encodec'.split(),
+        sphinx>=8,<10  myst-nb>=1.3  furo  sphinx-mathjax-offline  espeakng-loader  playwright>=1.45'''.split(), # notebooks speak with espeak-ng; the listening test is tried in a browser
+    judges='laion-clap frechet-audio-distance encodec torchmetrics onnxruntime requests hear21passt'.split(),
     speech=['espeakng-loader'], # espeak-ng is GPL, so it is never a core dependency
     gguf=['gguf>=0.17', 'accelerate'],
     qwen3tts=['qwen-tts>=0.1.1'], # it pins an older transformers: give it an environment of its own

@@ -4,19 +4,19 @@
 
 # %% auto #0
 __all__ = ['app', 'public_sets', 'trainers', 'train_flags', 'benches', 'listening', 'as_option', 'command', 'told', 'exit_code',
-           'guard', 'say', 'progress', 'check_out', 'music_model', 'check_prompt', 'check_seconds', 'check_count',
-           'perform', 'listen_to', 'write_scores', 'music', 'demo_prompts', 'slug', 'picture', 'write_clip',
-           'clip_html', 'heard_html', 'demo_page', 'peak_memory', 'demo', 'voice_model', 'check_speech', 'chunks_of',
-           'sink', 'stream_to', 'speak', 'transcribe', 'undone', 'tokenize', 'PublicSet', 'sets_named', 'ask',
-           'receive', 'download', 'archived', 'inside', 'unpack', 'fetch_set', 'data_table', 'data', 'train_music',
-           'train_text', 'train_judge', 'speech_clips', 'held_speech', 'codec_clips', 'train_mel', 'fresh_run',
-           'train_codec', 'train_encodec', 'train_snac', 'probe_lesson', 'train_probe_music', 'train_probe_key',
-           'digit_lessons', 'digit_scores', 'train_probe_digits', 'voice_names', 'voice_lesson', 'voice_scores',
-           'train_probe_voices', 'train_speech', 'train_options', 'check_numbers', 'train_part', 'train',
-           'codec_report', 'digits_kept', 'speech_codec_report', 'intervals', 'music_report', 'write_csv', 'judges',
-           'fusion_compare', 'fusion_guidance', 'fusion_style', 'fusion_rerank', 'fusion_long', 'watched', 'demo_cost',
-           'long_cost', 'speed_report', 'first_sound', 'omni_report', 'bench', 'evaluate', 'report', 'zoo_test', 'make',
-           'score', 'versions', 'devices', 'hub_state', 'zoo_lines', 'doctor', 'about', 'show_version', 'main']
+           'guard', 'say', 'progress', 'check_out', 'music_model', 'check_prompt', 'check_seconds', 'check_sampling',
+           'check_sound', 'check_count', 'perform', 'listen_to', 'write_scores', 'music', 'demo_prompts', 'slug',
+           'picture', 'write_clip', 'clip_html', 'heard_html', 'demo_page', 'peak_memory', 'demo', 'voice_model',
+           'check_speech', 'chunks_of', 'sink', 'stream_to', 'speak', 'transcribe', 'undone', 'tokenize', 'PublicSet',
+           'sets_named', 'ask', 'receive', 'download', 'archived', 'inside', 'unpack', 'fetch_set', 'data_table',
+           'data', 'train_music', 'train_text', 'train_judge', 'speech_clips', 'held_speech', 'codec_clips',
+           'train_mel', 'fresh_run', 'train_codec', 'train_encodec', 'train_snac', 'probe_lesson', 'train_probe_music',
+           'train_probe_key', 'digit_lessons', 'digit_scores', 'train_probe_digits', 'voice_names', 'voice_lesson',
+           'voice_scores', 'train_probe_voices', 'train_speech', 'train_options', 'check_numbers', 'train_part',
+           'train', 'codec_report', 'digits_kept', 'speech_codec_report', 'intervals', 'music_report', 'write_csv',
+           'judges', 'fusion_compare', 'about_music_b', 'fusion_long', 'watched', 'demo_cost', 'long_cost',
+           'speed_report', 'first_sound', 'omni_report', 'bench', 'evaluate', 'report', 'zoo_test', 'make', 'score',
+           'versions', 'devices', 'hub_state', 'zoo_lines', 'doctor', 'about', 'show_version', 'main']
 
 # %% ../nbs/80_cli.ipynb #7b0eac6b
 import errno, inspect, io, os, re, sys, time, warnings
@@ -164,6 +164,19 @@ def check_seconds(
     if 0<seconds<=600: return seconds
     raise SoundlmError(f"Got {seconds} seconds, expected more than 0 and at most 600")
 
+def check_sampling(
+    asked:dict, # Fields of `Sampler` that somebody gave
+):
+    "Refuse what cannot be drawn with, before anything is loaded. Raises SoundlmError"
+    from soundlm.sample import Sampler
+    Sampler(**asked)
+
+def check_sound(
+    path:Path, # A sound file that somebody named
+):
+    "Refuse what is no file, before anything is loaded. Raises SoundlmError"
+    if not path.is_file(): raise SoundlmError(f"Got {str(path)!r}, which is {'a folder' if path.is_dir() else 'not there'}, expected a sound file")
+
 def check_count(
     n:int, # Candidates that somebody asked for
 ) -> int: # The same
@@ -203,8 +216,9 @@ def listen_to(
     style:bool, # It is an audio prompt; else what the music begins with
 ): # (1,k,t) codes
     "A sound file as codes of the model's codec. Raises AudioError"
-    from soundlm.audio import load
+    from soundlm.audio import describe, load
     wav,rate = load(path, m.codec.sample_rate)
+    if describe(wav, rate)['silent']: warnings.warn(f'{path.name} is silent: what follows it may be anything', SoundlmWarning)
     if style and not hasattr(m, 'style_codes'): raise SoundlmError(f"{m.name} reads no audio prompt: use --model music-b, or --continue")
     return m.style_codes(wav, rate) if style else m.codec.encode(wav[None].to(next(m.parameters()).device))
 
@@ -243,12 +257,13 @@ def music(
     from soundlm.audio import save
     if prompt is None and style is None: raise SoundlmError("Got no prompt, expected words such as 'relaxing piano with rain', or a sound file with --style")
     check_seconds(seconds), prompt is None or check_prompt(prompt), check_out(out, endings=_sounds), check_count(candidates)
+    asked = {k:v for k,v in dict(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, style_guidance=style_guidance).items() if v is not None}
+    check_sampling(asked), [check_sound(p) for p in (style, continue_) if p is not None]
     m = music_model(model, device, codec)
     heard = {k:listen_to(m, p, k=='style') for k,p in dict(style=style, begin=continue_).items() if p is not None}
-    (made,),took = perform(m, [prompt], seconds, seed, candidates, **heard, temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, style_guidance=style_guidance)
+    (made,),took = perform(m, [prompt], seconds, seed, candidates, **heard, **asked)
     save(out, made[0].wav, m.codec.sample_rate)
     if style_guidance is not None and style is None: warnings.warn('--style-guidance weighs an audio prompt, and there is no --style: it changes nothing', SoundlmWarning)
-    asked = {k:v for k,v in dict(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, style_guidance=style_guidance).items() if v is not None}
     facts = dict(prompt=prompt, model=m.name, weights=m.sha, seconds=seconds, seed=seed, style=style and style.name, begins_with=continue_ and continue_.name, sampler=asdict(replace(m.sampler, **asked)))
     beside = write_scores(out, made, facts)
     if candidates>1: print('CLAP scores, best first: '+', '.join(f'{c.score:.3f} (seed {c.seed})' for c in made))
@@ -1290,37 +1305,23 @@ def fusion_compare(
     from soundlm.music.bench import compare_sections
     return metrics.write_report(compare_sections(models.split(','), clips), out/'fusion-compare', dict(title='Model A against Model B', command=f'soundlm bench fusion-compare --models {models} --clips {clips}', n=clips, seed=0, judges=judges('probe-music', 'clap-tiny')))
 
-def fusion_guidance(
-    out:Path, # Folder of the reports
-    clips:int=256, # Prompts
-) -> Path: # The Markdown file
-    "What guidance does"
-    from soundlm import metrics
-    from soundlm.music.bench import guidance_sections
-    m = music_model('music-b', 'cpu')
-    return metrics.write_report(guidance_sections(m, clips), out/'fusion-guidance', dict(title='Guidance', command='soundlm bench fusion-guidance', n=clips, seed=0, model=f'{m.name} ({m.sha})'))
+def about_music_b(
+    name:str, # Of the report
+    title:str, # Of the report
+    sections:str, # Function of `soundlm.music.bench` that takes model and clips and gives the tables
+    clips:int, # Prompts, where nobody says how many
+): # For `benches`: folder, clips → the Markdown file
+    "A report on the model that ships"
+    def measure(out:Path, clips:int=clips) -> Path:
+        from soundlm import metrics
+        from soundlm.music import bench
+        m = music_model('music-b', 'cpu')
+        meta = dict(title=title, command=f'soundlm bench {name}', n=clips, seed=0, model=f'{m.name} ({m.sha})', judges=judges('clap-tiny', 'probe-music'))
+        return metrics.write_report(getattr(bench, sections)(m, clips), out/name, meta)
+    return measure
 
-def fusion_style(
-    out:Path, # Folder of the reports
-    clips:int=128, # Audio prompts
-) -> Path: # The Markdown file
-    "What an audio prompt does"
-    from soundlm import metrics
-    from soundlm.music.bench import style_sections
-    m = music_model('music-b', 'cpu')
-    return metrics.write_report(style_sections(m, clips), out/'fusion-style', dict(title='Audio prompts', command='soundlm bench fusion-style', n=clips, seed=0, model=f'{m.name} ({m.sha})'))
 
 # %% ../nbs/80_cli.ipynb #d8017af7
-def fusion_rerank(
-    out:Path, # Folder of the reports
-    clips:int=128, # Prompts, and half as many of pairs never heard together
-) -> Path: # The Markdown file
-    "What choosing the best of four does"
-    from soundlm import metrics
-    from soundlm.music.bench import rerank_sections
-    m = music_model('music-b', 'cpu')
-    return metrics.write_report(rerank_sections(m, clips), out/'fusion-rerank', dict(title='Reranking', command='soundlm bench fusion-rerank', n=clips, seed=0, model=f'{m.name} ({m.sha})', judges=judges('clap-tiny', 'probe-music')))
-
 def fusion_long(
     out:Path, # Folder of the reports
     clips:int=32, # Pieces of a minute
@@ -1418,8 +1419,9 @@ def omni_report(
         note='rates are shares of 1 with 95 % intervals: bootstrap over clips, Wilson where a clip is right or wrong'))
 
 # %% ../nbs/80_cli.ipynb #89fc1397
-benches = {'codec':codec_report, 'codec-speech':speech_codec_report, 'music-a':music_report, 'fusion-compare':fusion_compare, 'fusion-guidance':fusion_guidance, 'fusion-style':fusion_style,
-    'fusion-rerank':fusion_rerank, 'fusion-long':fusion_long, 'omni':omni_report, 'speed':speed_report}
+benches = {'codec':codec_report, 'codec-speech':speech_codec_report, 'music-a':music_report, 'fusion-compare':fusion_compare, 'fusion-long':fusion_long,
+    'fusion-guidance':about_music_b('fusion-guidance', 'Guidance', 'guidance_sections', 256), 'fusion-style':about_music_b('fusion-style', 'Audio prompts', 'style_sections', 128),
+    'fusion-rerank':about_music_b('fusion-rerank', 'Reranking', 'rerank_sections', 128), 'omni':omni_report, 'speed':speed_report}
 
 @command
 def bench(
@@ -1433,6 +1435,7 @@ def bench(
     "Measure, and write the reports that the docs show."
     if what not in (*benches, 'all'): raise SoundlmError(f"Got {what!r}, expected one of {', '.join(benches)} or all. {near(what, benches)}".strip())
     if clips is not None and clips<1: raise SoundlmError(f"Got --clips {clips}, expected a number of at least 1")
+    if models is not None and what not in ('fusion-compare','all'): raise SoundlmError(f"Got --models with {what}, but only fusion-compare takes it: leave it out")
     check_out(out, folder=True)
     for k,f in benches.items():
         if what not in (k, 'all') or what=='all' and k=='fusion-compare' and models is None: continue # The siblings are trained by hand

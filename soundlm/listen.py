@@ -32,7 +32,7 @@ def sound_files(
     if not (res := [Path(p) for p in where]): raise SoundlmError(f"Got no sound file, expected at least one that ends in {', '.join(_endings)}")
     return res
 
-# %% ../nbs/23_listen.ipynb #db639d7e
+# %% ../nbs/23_listen.ipynb #043a0c32
 def line_up(
     systems:dict, # name → folder, or list of sound files
     references=None, # Folder or list of sound files
@@ -41,19 +41,21 @@ def line_up(
     "What belongs together: folders by file name, lists by place. Raises `SoundlmError` where they do not match"
     if not systems: raise SoundlmError("Got no system, expected a dict of name → sound files")
     where = systems|({} if references is None else {'the references':references})
-    if len(where)==len(systems) and references is not None: raise SoundlmError("Got a system called 'the references', expected another name for it")
+    if len(where)==len(systems) and references is not None:
+        raise SoundlmError("Got a system called 'the references', expected another name for it")
     files = {k:sound_files(v) for k,v in where.items()}
     first,n = next(iter(files)), len(next(iter(files.values())))
     by_name = all(isinstance(v, (str,Path)) for v in where.values())
     for k,ps in files.items():
         odd = {p.stem for p in ps} ^ {p.stem for p in files[first]} if by_name else ()
-        if odd or len(ps)!=n: raise SoundlmError(f"Got {len(ps)} sounds of {k} and {n} of {first}, expected the same prompts"+(f": {sorted(odd)[0]!r} is in one only" if odd else ''))
+        if odd or len(ps)!=n:
+            raise SoundlmError(f"Got {len(ps)} sounds of {k} and {n} of {first}, expected the same prompts"+(f": {sorted(odd)[0]!r} is in one only" if odd else ''))
     if isinstance(prompts, (str,Path)): prompts = [l for l in Path(prompts).read_text(encoding='utf-8').splitlines() if l.strip()]
     if prompts is not None and len(prompts)!=n: raise SoundlmError(f"Got {len(prompts)} prompts and {n} sounds of {first}, expected as many of both")
     return [dict(prompt=str(prompts[i]) if prompts is not None else '', files={k:files[k][i] for k in systems},
                  reference=files['the references'][i] if references is not None else None) for i in range(n)]
 
-# %% ../nbs/23_listen.ipynb #b3cc864f
+# %% ../nbs/23_listen.ipynb #2c0e33ae
 def _shelf(f0, q, rate, gain=None): # One of the two filters of BS.1770, for any rate: (b, a)
     k = math.tan(math.pi*f0/rate)
     a0 = 1+k/q+k*k
@@ -69,7 +71,8 @@ def loudness(
     "Integrated loudness of ITU-R BS.1770-4: K-weighted, in gated blocks of 400 ms"
     from scipy.signal import lfilter
     x = wav.detach().cpu().double().numpy()
-    for b,a in (_shelf(1681.974450955533, .7071752369554196, sample_rate, 3.999843853973347), _shelf(38.13547087602444, .5003270373238773, sample_rate)): x = lfilter(b, a, x)
+    head,ear = _shelf(1681.974450955533, .7071752369554196, sample_rate, 3.999843853973347), _shelf(38.13547087602444, .5003270373238773, sample_rate)
+    for b,a in (head, ear): x = lfilter(b, a, x)
     size = min(x.shape[-1], round(.4*sample_rate)); hop = max(1, size//4)
     power = np.array([(x[:, i:i+size]**2).mean(-1).sum() for i in range(0, x.shape[-1]-size+1, hop)])
     power = power[power>10**((-70+.691)/10)]
@@ -114,7 +117,7 @@ def read_item(
     warnings.warn(f"{said}: the length gives a system away; pass seconds= to cut them", SoundlmWarning, stacklevel=4)
     return wavs
 
-# %% ../nbs/23_listen.ipynb #b848813b
+# %% ../nbs/23_listen.ipynb #f4c506e6
 def match_levels(
     items:list, # Of dicts: name → (c,n) audio
     sample_rate:int, # Hz
@@ -124,7 +127,8 @@ def match_levels(
     levels = [{k:loudness(w, sample_rate) for k,w in item.items()} for item in items]
     for i,item in enumerate(levels):
         for k,l in item.items():
-            if l==-math.inf: raise AudioError(f"The sound of {k or 'the reference'} for prompt {i+1} is silent (below -70 LUFS), expected something to hear: leave that prompt out")
+            if l==-math.inf:
+                raise AudioError(f"The sound of {k or 'the reference'} for prompt {i+1} is silent (below -70 LUFS), expected something to hear: leave that prompt out")
     room = min(l+20*math.log10(.98/w.abs().max().item()) for item,ls in zip(items, levels) for w,l in zip(item.values(), ls.values()))
     to = min(lufs, room)
     return [{k:w*10**((to-ls[k])/20) for k,w in item.items()} for item,ls in zip(items, levels)], to
@@ -150,7 +154,7 @@ button[aria-pressed=true] { background:var(--accent); color:var(--on) }
 kbd { font:.8em ui-monospace, monospace; border:1px solid currentColor; border-radius:.25rem; padding:0 .3rem; opacity:.8 }
 '''
 
-# %% ../nbs/23_listen.ipynb #a600b978
+# %% ../nbs/23_listen.ipynb #97406e26
 _css += r'''
 .pair { display:grid; grid-template-columns:1fr 1fr; gap:1rem; margin-bottom:1.2rem }
 .pair button { min-height:5rem; font-size:1.2rem }
@@ -171,7 +175,7 @@ input[type=radio], input[type=checkbox] { width:1.25rem; height:1.25rem; accent-
 .reference { margin:0 0 1rem } .keys { color:var(--soft); font-size:.9rem } #say { min-height:1.6rem; color:var(--warn); margin:.6rem 0 }
 dl { display:grid; grid-template-columns:auto 1fr; gap:.2rem 1rem; margin:.4rem 0 } dd { margin:0 } audio { display:none }
 .shy { position:absolute; width:1px; height:1px; overflow:hidden; clip-path:inset(50%) }
-@media (max-width:34rem) { .row { grid-template-columns:1fr 3rem } .row .slide, .row .bands { grid-column:1/-1 } .row.scale > :not(.bands) { display:none }
+@media (max-width:34rem) { .row { grid-template-columns:1fr 3rem } .row .bands { grid-column:1/-1 } .row .slide { grid-column:1/-1; grid-row:2 } .row.scale > :not(.bands) { display:none }
   .bands { font-size:.75rem } button { padding:.4rem .8rem } .wide { width:100% } }
 @media (pointer:coarse) { button kbd, label kbd { display:none } }
 '''
@@ -304,10 +308,11 @@ function mark() { // What sounds and what was heard, shown on the buttons
 }
 '''
 
-# %% ../nbs/23_listen.ipynb #b6f3a984
+# %% ../nbs/23_listen.ipynb #a8d60944
 _js += r'''
 function playButton(id, text, key, spoken) {
-  return el('button', {type:'button', 'data-play':id, 'aria-pressed':'false', 'aria-label':spoken, onclick:() => play(id)}, '▶ ' + text + ' ', ...(key===text ? [] : [el('kbd', {'aria-hidden':'true'}, key)]));
+  return el('button', {type:'button', 'data-play':id, 'aria-pressed':'false', 'aria-label':spoken, onclick:() => play(id)},
+    '▶ ' + text + ' ', ...(key===text ? [] : [el('kbd', {'aria-hidden':'true'}, key)]));
 }
 function pageOf(title, ...inside) {
   main.replaceChildren(el('h1', {tabIndex:-1}, title), ...inside.flat(), el('p', {id:'say', role:'status', 'aria-live':'polite'}));
@@ -319,9 +324,11 @@ function intro() {
   load([['check', 0]]);
   const name = el('input', {type:'text', id:'name', value:S.name, maxLength:80, autocomplete:'off', oninput:e => { S.name = e.target.value; keep(); }});
   const ears = el('select', {id:'ears', onchange:e => { S.headphones = e.target.value; keep(); }},
-    [['','Please choose'],['headphones','Headphones'],['earphones','Earphones'],['speakers','Loudspeakers']].map(([v,t]) => el('option', {value:v, selected:S.headphones===v}, t)));
+    [['','Please choose'],['headphones','Headphones'],['earphones','Earphones'],['speakers','Loudspeakers']].map(([v,t]) => 
+      el('option', {value:v, selected:S.headphones===v}, t)));
   pageOf(T.title,
-    el('p', {}, `You will hear short sounds and judge them: ${T.ab.length+T.mushra.length} pages in all. There are no right answers; trust your ears. A quiet room and headphones help.`),
+    el('p', {}, `You will hear short sounds and judge them: ${T.ab.length+T.mushra.length} pages in all. `,
+      'There are no right answers; trust your ears. A quiet room and headphones help.'),
     el('h2', {}, 'First the volume'),
     el('p', {}, 'Play this sound, set a comfortable volume, and leave it there: all sounds are equally loud.'), playButton('check', 'Sound check', '1', 'Play the sound check'),
     el('h2', {}, 'You'),
@@ -330,7 +337,8 @@ function intro() {
     el('h2', {}, 'Keyboard'),
     el('dl', {}, [['1 2 3 …','play or stop a sound'],['0','play the reference'],['A B N','choose A, B or no difference'],['← →','move a slider'],['Space, Esc','stop'],['Enter','go on']]
       .flatMap(([k,t]) => [el('dt', {}, el('kbd', {}, k)), el('dd', {}, t)])),
-    el('label', {className:'choice'}, el('input', {type:'checkbox', checked:S.keys, onchange:e => { S.keys = e.target.checked; keep(); }}), 'Use these single keys (switch off if your screen reader needs them)'),
+    el('label', {className:'choice'}, el('input', {type:'checkbox', checked:S.keys, onchange:e => { S.keys = e.target.checked; keep(); }}),
+      'Use these single keys (switch off if your screen reader needs them)'),
     el('p', {className:'keys'}, stored ? 'Nothing leaves this computer until you send the results yourself. If you close the page, you can go on later in the same browser.'
       : 'This browser keeps nothing for file pages: please finish in one go, without reloading.'),
     nextButton('Begin'));
@@ -359,7 +367,7 @@ function ab(step) {
 }
 '''
 
-# %% ../nbs/23_listen.ipynb #19cd573b
+# %% ../nbs/23_listen.ipynb #9a90d864
 _js += r'''
 const bands = ['bad','poor','fair','good','excellent'], band = v => bands[Math.min(4, Math.floor(v/20))];
 function slider(id, i) {
@@ -369,8 +377,8 @@ function slider(id, i) {
   const s = el('input', {type:'range', id:'s'+i, min:0, max:100, step:1, oninput:set, onpointerup:set, onkeyup:e => { if (/^(Arrow|Home|End|Page)/.test(e.key)) set(); }});
   s.value = rated ? S.draft.ratings[id] : 50;
   say(rated ? S.draft.ratings[id] : null);
-  return el('div', {className:'row'}, playButton(id, String(i+1), String(i+1), `Play version ${i+1}`), out,
-    el('div', {className:'slide'}, el('label', {className:'shy', for:'s'+i}, `Quality of version ${i+1}, 0 to 100`), s));
+  return el('div', {className:'row'}, playButton(id, String(i+1), String(i+1), `Play version ${i+1}`),
+    el('div', {className:'slide'}, el('label', {className:'shy', for:'s'+i}, `Quality of version ${i+1}, 0 to 100`), s), out);
 }
 '''
 
@@ -503,15 +511,18 @@ def html_page(
     for k,v in parts.items(): res = res.replace(f'@@{k}@@', v)
     return res
 
-# %% ../nbs/23_listen.ipynb #fcc5241e
+# %% ../nbs/23_listen.ipynb #b6e52cb3
 def _check_kind(kind, systems, references, anchors, pairs): # Raises SoundlmError where the test makes no sense
     if kind not in ('ab','mushra','both'): raise SoundlmError(f"Got kind {kind!r}, expected 'ab', 'mushra' or 'both'")
     if kind!='mushra' and len(systems)<2: raise SoundlmError(f"Got {len(systems)} system, expected two or more to compare; kind='mushra' takes one")
     if kind!='ab' and references is None: raise SoundlmError(f"Got no references, expected one for each prompt with kind={kind!r}: pass references=, or kind='ab'")
     for k in systems:
-        if not str(k).strip() or k=='reference' or str(k).startswith('anchor '): raise SoundlmError(f"Got a system called {k!r}, expected a name other than 'reference' and 'anchor …'")
-    if (n := len(systems)+1+len(anchors))>9 and kind!='ab': raise SoundlmError(f"Got {n} sounds to rate on one page, expected at most 9, one for each digit: leave out some systems or anchors")
-    if bad := [p for p in pairs or () if len(p)!=2 or p[0]==p[1] or not set(p)<=set(systems)]: raise SoundlmError(f"Got the pair {bad[0]!r}, expected two different systems of {', '.join(map(str, systems))}")
+        if not str(k).strip() or k=='reference' or str(k).startswith('anchor '):
+            raise SoundlmError(f"Got a system called {k!r}, expected a name other than 'reference' and 'anchor …'")
+    if (n := len(systems)+1+len(anchors))>9 and kind!='ab':
+        raise SoundlmError(f"Got {n} sounds to rate on one page, expected at most 9, one for each digit: leave out some systems or anchors")
+    if bad := [p for p in pairs or () if len(p)!=2 or p[0]==p[1] or not set(p)<=set(systems)]:
+        raise SoundlmError(f"Got the pair {bad[0]!r}, expected two different systems of {', '.join(map(str, systems))}")
     if pairs is not None and not pairs: raise SoundlmError("Got an empty list of pairs, expected at least one; pairs=None compares all with all")
 
 class _Ids: # Sounds and opaque ids: what a sound is stands in the key, not in the page
@@ -594,11 +605,12 @@ def make_test(
     made = dict(seed=seed, lufs=round(reached, 2), sample_rate=rate, encoded=format)
     return _write(Path(out), data, ids.key, items, list(systems), anchors, made)
 
-# %% ../nbs/23_listen.ipynb #d6b8047c
+# %% ../nbs/23_listen.ipynb #01f001ac
 def _write(out, data, stimuli, items, systems, anchors, made): # The page and its key
     if out.suffix.lower() not in ('.html','.htm'): raise SoundlmError(f"Got {out.name!r}, expected a name that ends in .html")
     def plain(ts): return [dict(id=t['id'], stimuli=[s for s,_ in t['stimuli']]) for t in ts]
-    key = dict(format=_format+'-key', test=data['id'], title=data['title'], question=data['question'], systems=systems, anchors=[f'anchor {h:g} Hz' for h in anchors] if data['mushra'] else [],
+    key = dict(format=_format+'-key', test=data['id'], title=data['title'], question=data['question'], systems=systems,
+        anchors=[f'anchor {h:g} Hz' for h in anchors] if data['mushra'] else [],
         prompts=[i['prompt'] for i in items], ab=plain(data['ab']), mushra=plain(data['mushra']), stimuli=stimuli, **made)
     with core.atomic(out) as p: p.write_text(html_page(data), encoding='utf-8')
     with core.atomic(out.with_suffix('.key.json')) as p: p.write_text(json.dumps(key, indent=1, ensure_ascii=False)+'\n', encoding='utf-8')
@@ -613,7 +625,7 @@ def checksum(
     for b in json.dumps({k:v for k,v in result.items() if k!='sum'}, sort_keys=True, separators=(',',':')).encode(): h = (h^b)*0x01000193 & 0xffffffff
     return f'{h:08x}'
 
-# %% ../nbs/23_listen.ipynb #76bb8e15
+# %% ../nbs/23_listen.ipynb #466dcd73
 def read_key(
     path, # The `.key.json` that `make_test` wrote
 ) -> dict: # test, systems, prompts, ab, mushra, stimuli
@@ -633,12 +645,13 @@ def find_key(
     said = set()
     for f in files:
         try: said.add(json.loads(Path(f).read_text(encoding='utf-8'))['test'])
-        except (OSError, ValueError, TypeError, KeyError): continue # `fault` will say what is wrong with it
+        except (OSError, ValueError, TypeError, KeyError, RecursionError): continue # `fault` will say what is wrong with it
     mine = [p for p,t in found.items() if t in said]
     if len({found[p] for p in mine})==1: return mine[0]
-    raise SoundlmError(f"Got {len(files)} result files of {len(mine) or 'no'} known test{'s' if len(mine)>1 else ''}, expected one key (.key.json) beside them or a folder above: pass key=")
+    known = f"{len(mine) or 'no'} known test{'s' if len(mine)>1 else ''}"
+    raise SoundlmError(f"Got {len(files)} result files of {known}, expected one key (.key.json) beside them or a folder above: pass key=")
 
-# %% ../nbs/23_listen.ipynb #b9623a43
+# %% ../nbs/23_listen.ipynb #41dfc27d
 def simulate(
     key:dict, # From `read_key`
     quality:dict, # system → what a listener thinks of it, 0 … 100; anchors and others 30 where not named
@@ -663,22 +676,23 @@ def simulate(
         order = [t['stimuli'][i] for i in g.permutation(len(t['stimuli']))]
         known = {s:100 if key['stimuli'][s]['system']=='reference' and not deaf and g.uniform()<.97 else int(np.clip(round(feel(s)), 0, 100)) for s in order}
         return dict(trial=t['id'], order=order, plays={s:2 for s in order}, ms=30000, ratings=known)
-    r = dict(format=_format, test=key['test'], listener=dict(name=f'simulated {listener}', headphones='headphones', uid=f'{core.key_seed(seed, listener):016x}', seed=listener, simulated=True),
-        started='2026-01-01T12:00:00.000Z', finished='2026-01-01T12:20:00.000Z', ab=[ab(t) for t in key['ab']], mushra=[mushra(t) for t in key['mushra']])
+    who = dict(name=f'simulated {listener}', headphones='headphones', uid=f'{core.key_seed(seed, listener):016x}', seed=listener, simulated=True)
+    r = dict(format=_format, test=key['test'], listener=who, started='2026-01-01T12:00:00.000Z', finished='2026-01-01T12:20:00.000Z', ab=[ab(t) for t in key['ab']], mushra=[mushra(t) for t in key['mushra']])
     return r|dict(sum=checksum(r))
 
-# %% ../nbs/23_listen.ipynb #54b84f24
+# %% ../nbs/23_listen.ipynb #9fbeb56e
 def _fault_trials(got, want, one): # What is wrong with the answers of one kind, or ''
     if not isinstance(got, list) or any(not isinstance(a, dict) for a in got): return 'its answers are no list'
     want = {t['id']:set(t['stimuli']) for t in want}
-    trials = [a.get('trial') for a in got]
-    if len(set(map(str, trials)))<len(trials): return 'a page was answered twice'
-    if set(map(str, trials))-set(want): return 'it answers a page that this test does not have'
+    trials = [a['trial'] if isinstance(a.get('trial'), str) else '' for a in got]
+    if len(set(trials))<len(trials): return 'a page was answered twice'
+    if set(trials)-set(want): return 'it answers a page that this test does not have'
     if n := len(want)-len(trials): return f'incomplete: {n} of {len(want)} pages are missing'
     return next((f for a in got if (f := one(a, want[a['trial']]))), '')
 
 def _fault_ab(a, stimuli):
-    if not isinstance(a.get('order'), list) or len(a['order'])!=2 or set(map(str, a['order']))!=stimuli: return f"page {a['trial']} has other sounds than the test"
+    if not isinstance(a.get('order'), list) or len(a['order'])!=2 or any(not isinstance(o, str) or o not in stimuli for o in a['order']) or a['order'][0]==a['order'][1]:
+        return f"page {a['trial']} has other sounds than the test"
     return '' if a.get('choice') in (*a['order'],'tie') else f"page {a['trial']} has the choice {a.get('choice')!r}, expected one of its sounds, or 'tie'"
 
 def _fault_mushra(a, stimuli):
@@ -719,7 +733,7 @@ def overrates(
     got = [v for a in result['mushra'] for s,v in a['ratings'].items() if key['stimuli'][s]['system']=='anchor 7000 Hz']
     return sum(v>above for v in got), len(got)
 
-# %% ../nbs/23_listen.ipynb #5d32a1b3
+# %% ../nbs/23_listen.ipynb #a2810994
 def _who(r): return str(r['listener'].get('name') or r['listener'].get('uid') or '?')
 
 def screen(
@@ -732,9 +746,9 @@ def screen(
     def leave(f, who, why): out.append(dict(file=Path(f).name, listener=who, why=why))
     for f in files:
         try: r = json.loads(Path(f).read_text(encoding='utf-8'))
-        except (OSError, ValueError) as e: leave(f, '?', f'it cannot be read: {e}'); continue
+        except (OSError, ValueError, RecursionError) as e: leave(f, '?', f'it cannot be read: {e}'); continue
         if why := fault(r, key): leave(f, _who(r) if isinstance(r, dict) and isinstance(r.get('listener'), dict) else '?', why); continue
-        same = {('uid', r['listener'].get('uid')), ('name', str(r['listener'].get('name') or '').strip().casefold())}-{('name',''),('uid',None)}
+        same = {(k, str(r['listener'].get(k) or '').strip().casefold()) for k in ('uid','name')}-{('name',''),('uid','')}
         if twice := [seen[s] for s in same if s in seen]: leave(f, _who(r), f'the same listener as in {twice[0]}'); continue
         for s in same: seen[s] = Path(f).name
         (k,n),(j,m) = misses(r, key), overrates(r, key)
@@ -743,7 +757,7 @@ def screen(
         else: kept.append(r)
     return kept, out
 
-# %% ../nbs/23_listen.ipynb #3b6c1cec
+# %% ../nbs/23_listen.ipynb #5c01a330
 def holm(
     ps:list, # p values
 ) -> list[float]: # As many, never smaller
@@ -770,7 +784,8 @@ def preferences(
     rows = []
     for pair,all_ in sorted(said.items(), key=lambda o: [key['systems'].index(s) for s in o[0]]):
         won = [(n,w) for n,w,_ in all_ if w is not None]
-        row = dict(first=pair[0], second=pair[1], listeners=len({n for n,*_ in all_}), wins=sum(w for _,w in won), losses=sum(not w for _,w in won), ties=len(all_)-len(won))
+        row = dict(first=pair[0], second=pair[1], listeners=len({n for n,*_ in all_}),
+            wins=sum(w for _,w in won), losses=sum(not w for _,w in won), ties=len(all_)-len(won))
         if won: row |= _binomial(binomtest(row['wins'], len(won)), won, seed)
         rows.append(row|dict(side_a=sum(f for _,w,f in all_ if w is not None)/max(1, len(won))))
     for row,p in zip([r for r in rows if 'p' in r], holm([r['p'] for r in rows if 'p' in r])): row['p_holm'] = p
@@ -804,7 +819,7 @@ def mushra_rows(
         rows.append(dict(system=k, listeners=len(x), prompts=x.shape[1], mean=bootstrap_mean(x.mean(1), seed=seed), median=float(q[1]), quartiles=[float(q[0]), float(q[2])]))
     return rows
 
-# %% ../nbs/23_listen.ipynb #fb021796
+# %% ../nbs/23_listen.ipynb #bcae8b78
 @dataclass(frozen=True)
 class Scores:
     "What a listening test said"
@@ -826,7 +841,8 @@ def plot(self:Scores,
         p,low,high = r['share']
         axes[0].errorbar(p, y, xerr=[[p-low],[high-p]], fmt='o', capsize=4, color='C0')
     axes[0].axvline(.5, color='grey', lw=1, ls=':')
-    axes[0].set(yticks=range(len(rows)), yticklabels=[f"{r['first']}\nover {r['second']}" for r in rows], ylim=(-.6, max(len(rows),1)-.4), xlim=(-.03,1.03), xlabel='share preferred, ties aside')
+    axes[0].set(yticks=range(len(rows)), yticklabels=[f"{r['first']}\nover {r['second']}" for r in rows], ylim=(-.6, max(len(rows),1)-.4),
+        xlim=(-.03,1.03), xlabel='share preferred, ties aside')
     table = ratings(self.results, self.key)
     if table: axes[1].boxplot([x.ravel() for x in table.values()], tick_labels=[k.replace(' ', '\n', 1) for k in table], showmeans=True, flierprops=dict(markersize=3))
     axes[1].set(ylim=(-3,103), ylabel='rating')
@@ -834,7 +850,7 @@ def plot(self:Scores,
     for ax,there in zip(axes, (rows, table)): ax.set_visible(bool(there))
     return axes[0].figure
 
-# %% ../nbs/23_listen.ipynb #e4f4cdf8
+# %% ../nbs/23_listen.ipynb #92573019
 def score(
     files, # Result files: a list of them, or a folder
     key=None, # The `.key.json` of the test; looked for beside the results and a folder above by default
@@ -856,7 +872,8 @@ def _report(res, out, seed): # JSON, Markdown and picture
     import matplotlib.pyplot as plt
     parts = {'Preferences':res.preferences, 'Ratings':res.mushra, 'Left out':res.left_out}
     faked = sum(bool(r['listener'].get('simulated')) for r in res.results)
-    meta = dict(title=f"Listening test: {res.key['title']}", command='soundlm listen score', n=len(res.results), seed=seed, test=res.key['test'], left_out=len(res.left_out),
+    meta = dict(title=f"Listening test: {res.key['title']}", command='soundlm listen score', n=len(res.results), seed=seed, test=res.key['test'],
+        left_out=len(res.left_out),
         prompts=len(res.key['prompts']), loudness=f"{res.key['lufs']} LUFS", ties='not counted', simulated=f'{faked} of {len(res.results)} listeners')
     write_report({k:v for k,v in parts.items() if v}, out, meta)
     fig = res.plot()

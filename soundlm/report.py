@@ -113,14 +113,15 @@ def guidance_curve(
 def fad_plot(
     rows:dict, # Sections of evaluation
 ): # A matplotlib figure
-    "FAD against 1/N, one panel an embedding: a line that does not end at zero is a distance, its slope is bias"
+    "FAD against 1/N, one panel an embedding: where a line meets the axis on the left is the distance, its slope is bias"
     at = rows['FAD against N']; kinds = list(dict.fromkeys(r['embedding'] for r in at))
     f, axes = _axes(len(kinds), 4.2, 3.6)
     for ax,e in zip(axes, kinds):
         for s in dict.fromkeys(r['system'] for r in at):
             rs = [r for r in at if r['embedding']==e and r['system']==s]
             ax.plot([1/r['n'] for r in rs], [r['fad'] for r in rs], '--' if ',' not in s and 'music' not in s else '-', marker='o', ms=3, label=s)
-        ax.set(title=e.split(' (')[0], xlabel='1/N'); ax.set_yscale('symlog', linthresh=max(1e-3, min(r['fad'] for r in at if r['embedding']==e)*3)); ax.set_xlim(0)
+        top = max((r['fad'] for r in at if r['embedding']==e and r['system']!='random codes'), default=1.)
+        ax.set(title=e.split(' (')[0], xlabel='1/N', xlim=(0,None), ylim=(0,1.1*top)) # random codes lie far above
     axes[0].set_ylabel('FAD'); axes[-1].legend(fontsize=7, loc='center left', bbox_to_anchor=(1,.5))
     return f
 
@@ -168,7 +169,8 @@ def systems_plot(
     for ax,(title,at) in zip(axes, columns):
         for y,s in enumerate(reversed(names)):
             if s in at: v,lo,hi = at[s]; ax.plot([lo,hi], [y,y], color='C0' if ', ' in s or 'music' in s else 'grey'); ax.plot(v, y, 'o', ms=4, color='C0' if ', ' in s or 'music' in s else 'grey')
-        ax.set(title=title, yticks=range(len(names)), yticklabels=list(reversed(names)) if ax is axes[0] else []); ax.grid(axis='x', alpha=.3)
+        if title=='KAD': ax.set_xscale('symlog', linthresh=.01)
+        ax.set(title=title, ylim=(-.5, len(names)-.5), yticks=range(len(names)), yticklabels=list(reversed(names)) if ax is axes[0] else []); ax.grid(axis='x', alpha=.3)
     return f
 
 def codec_plot(
@@ -186,7 +188,7 @@ def codec_plot(
 def plots(
 ) -> dict: # report → {plot: function of its rows}
     "Which report has which plots"
-    return {'evaluation':{'systems':systems_plot, 'fad-against-n':fad_plot, 'confusion-style':confusion_plot, 'nats':nats_plot},
+    return {'evaluation':{'systems':systems_plot, 'fad-against-n':fad_plot, 'confusion-style':confusion_plot, 'confusion-family':lambda rows: confusion_plot(rows, 'family'), 'nats':nats_plot},
         'fusion-guidance':{'guidance':guidance_curve}, 'codec':{'codecs':codec_plot}, 'codec-speech':{'codecs':lambda rows: codec_plot({k:v for k,v in rows.items() if v and 'mel' in v[0]})}}
 
 def draw(

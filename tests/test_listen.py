@@ -167,6 +167,29 @@ def test_broken_and_double_files(saved, key, tmp_path):
     why = {o['file']:o['why'] for o in s.left_out}
     assert len(s.results)==1 and len(why)==7 and 'same listener as in 1.json' in why['2.json'] and 'same listener' in why['copy.json'] and 'cannot be read' in why['gone.json']
 
+def places(x, path=()):
+    "Every place in a JSON value"
+    yield path
+    for k,v in x.items() if isinstance(x, dict) else enumerate(x) if isinstance(x, list) else (): yield from places(v, (*path, k))
+
+def test_anything_in_a_file(key, tmp_path):
+    "Whatever stands at whatever place of a result, sealed again: it counts or is left out, nothing breaks"
+    good = tmp_path/'good.json'; good.write_text(json.dumps(L.simulate(key, quality, 1)))
+    base,g = L.simulate(key, quality, 2), np.random.default_rng(0)
+    spots = [p for p in places(base) if p and p!=('sum',)]
+    for value in (None, True, 5, -3.5, '', 'x', [], [[]], {}, {'a':[]}):
+        for i in g.choice(len(spots), 25, replace=False):
+            r = json.loads(json.dumps(base)); at = r
+            for k in spots[i][:-1]: at = at[k]
+            at[spots[i][-1]] = value
+            r['sum'] = L.checksum(r)
+            bad = tmp_path/'bad.json'; bad.write_text(json.dumps(r))
+            kept,out = L.screen([good, bad], key)
+            assert len(kept)+len(out)==2 and good.name not in [o['file'] for o in out]
+            assert len(L.preferences(kept, key))==1 and len(L.mushra_rows(L.ratings(kept, key)))==4
+    bad.write_text('['*100_000)
+    assert 'cannot be read' in L.screen([bad], key)[1][0]['why']
+
 def test_keys_that_do_not_fit(saved, key, tmp_path):
     f = saved(1)
     with pytest.raises(SoundlmError, match='no result file'): L.score([])
@@ -430,17 +453,19 @@ def test_single_keys_can_be_switched_off(open_page, both):
     assert page.locator('[aria-pressed=true]').count()==1
     press(page, ' '); assert page.locator('[aria-pressed=true]').count()==0
 
-@pytest.mark.parametrize('scheme', ['light','dark'])
-def test_narrow_screen(open_page, both, scheme):
+@pytest.mark.parametrize('width,scheme', [(360,'light'),(360,'dark'),(1280,'light')])
+def test_screens(open_page, both, width, scheme):
     "Nothing sticks out on a phone, buttons are large enough for a thumb, text stands out"
-    page = open_page(both, viewport=dict(width=360, height=740), color_scheme=scheme)
+    page = open_page(both, viewport=dict(width=width, height=740), color_scheme=scheme)
     shots = os.environ.get('SOUNDLM_SHOTS')
     def look(n):
-        assert page.evaluate('document.documentElement.scrollWidth')<=360
+        assert page.evaluate('document.documentElement.scrollWidth')<=width
         assert page.evaluate("Math.min(...[...document.querySelectorAll('button')].map(b => b.getBoundingClientRect().height))")>=44
-        if shots: page.screenshot(path=f'{shots}/{scheme}-{n}.png', full_page=True)
+        if shots: page.screenshot(path=f'{shots}/{scheme}-{width}-{n}.png', full_page=True)
     look(0); press(page, 'Enter'); look(1); press(page, 'Enter'); look(2)
     answer_ab(page, 'a'); answer_ab(page, 'n'); press(page, 'Enter'); hear(page, 1); press(page, 'Enter'); look(3)
+    boxes = page.evaluate("[...document.querySelectorAll('.row:not(.scale)')].map(r => [r, ...r.children].map(e => e.getBoundingClientRect().width))")
+    assert len(boxes)==4 and all(slide>.6*row and slide>200 for row,_,slide,_ in boxes), 'sliders are too short to rate with'
     rgb = lambda e,p: [int(o) for o in re.findall(r'\d+', page.locator(e).first.evaluate(f'e => getComputedStyle(e).{p}'))[:3]]
     assert contrast(rgb('body','color'), rgb('body','backgroundColor'))>7 and contrast(rgb('#say','color'), rgb('body','backgroundColor'))>4.5
     assert contrast(rgb('button.go','color'), rgb('button.go','backgroundColor'))>4.5 and contrast(rgb('header','color'), rgb('body','backgroundColor'))>4.5

@@ -1,5 +1,5 @@
 "What a notebook cell cannot hold: a process that is killed, a checkpoint that is not trusted, two processes, W&B"
-import json, math, os, signal, subprocess, sys, textwrap
+import json, math, os, signal, subprocess, sys, textwrap, time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from torch import nn
 
 import lightning as L
 from soundlm.core import SoundlmError, seed_everything
-from soundlm.train import (EMA, Batches, MuonAdamW, Report, SampleAudio, TrainConfig, best_weights, fit, fit_batch_size, lr_factor, make_optimizer,
+from soundlm.train import (EMA, Batches, Measure, MuonAdamW, Report, SampleAudio, TrainConfig, best_weights, fit, fit_batch_size, lr_factor, make_optimizer,
                            order, param_groups, param_kinds, read_checkpoint, read_log)
 
 config = TrainConfig(steps=12, batch_size=4, accumulate=2, lr=1e-2, val_every=4, log_every=1, device='cpu')
@@ -275,10 +275,24 @@ def test_wandb_offline(tmp_path, monkeypatch):
     pytest.importorskip('wandb')
     monkeypatch.delenv('WANDB_API_KEY', raising=False)
     for k, v in dict(WANDB_SILENT='true', WANDB_DIR=str(tmp_path), WANDB_CACHE_DIR=str(tmp_path), WANDB_CONFIG_DIR=str(tmp_path), WANDB_DATA_DIR=str(tmp_path)).items(): monkeypatch.setenv(k, v)
-    r = run(tmp_path/'run', steps=4, logger='wandb', callbacks=[SampleAudio(lambda lm: [('noise', torch.randn(1, 1600)*.1, 16000)])])
+    audio, numbers = SampleAudio(lambda lm: [('noise', torch.randn(1, 1600)*.1, 16000)]), Measure(lambda lm: dict(clap=.25, key=float('nan')))
+    r = run(tmp_path/'run', steps=4, logger='wandb', callbacks=[audio, numbers])
     import wandb
     wandb.finish()
-    assert len(list((tmp_path/'run').glob('wandb/offline-run-*'))) == 1 and len(r.history) == 5
+    assert len(log := list((tmp_path/'run').glob('wandb/offline-run-*/*.wandb'))) == 1
+    end = time.time()+20 # its service writes on after `finish`
+    while b'eval/clap' not in log[0].read_bytes() and time.time()<end: time.sleep(.1)
+    assert b'eval/clap' in log[0].read_bytes() and b'eval/key' not in log[0].read_bytes()
+    assert [(row['step'], row['eval/clap']) for row in r.history if 'eval/clap' in row] == [(4, .25)]
+
+def test_measuring_changes_nothing(tmp_path):
+    "Whatever is measured on the way, the run is the same: generators, modes and weights are put back"
+    def measure(lm):
+        torch.manual_seed(99); torch.rand(3); lm.train()
+        return dict(x=1.)
+    a, b = run(tmp_path/'a'), run(tmp_path/'b', callbacks=[Measure(measure)])
+    assert [h['train/loss'] for h in a.history if 'train/loss' in h] == [h['train/loss'] for h in b.history if 'train/loss' in h]
+    assert [h for h in b.history if 'eval/x' in h] and not [h for h in a.history if 'eval/x' in h]
 
 def test_batch_size_that_fits():
     class Large(Tiny):

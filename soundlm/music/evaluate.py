@@ -185,13 +185,13 @@ def codes(self:Session,
     found = {i: kept(self.path(system.key, i, 'codes.npz')) for i in at}
     todo = [i for i,v in found.items() if v is None]
     for now in (todo[j:j+self.batch] for j in range(0, len(todo), self.batch)):
-        start = time.perf_counter()
+        start, others = time.perf_counter(), sum(t for _,t in self.made.values())
         with torch.inference_mode(): made = system.make([self.prompts[i] for i in now], now)
         for i,c in zip(now, made, strict=True):
             found[i] = dict(codes=c.cpu().numpy().astype(np.int16))
             keep(self.path(system.key, i, 'codes.npz'), **found[i])
-        n,took = self.made.get(system.name, (0, 0.))
-        self.made[system.name] = n+len(now), took+time.perf_counter()-start
+        nested, (n,took) = sum(t for _,t in self.made.values())-others, self.made.get(system.name, (0, 0.))
+        self.made[system.name] = n+len(now), took+time.perf_counter()-start-nested # candidates have a line of their own
     return [torch.from_numpy(found[i]['codes'].astype(np.int64)) for i in at]
 
 @torch.inference_mode()
@@ -264,7 +264,7 @@ def best_of(
     n:int=4, # Candidates
 ) -> System:
     "What CLAP likes best of what a model writes (15_music.rerank)"
-    each, clap = [written(name, model, session.seconds, sampler, i) for i in range(n)], session.panel.clap
+    each, clap = [written(f'{name}: candidates', model, session.seconds, sampler, i) for i in range(n)], session.panel.clap
     def score(wavs, captions):
         if loud := [i for i,w in enumerate(wavs) if w.isfinite().all() and w.abs().max()>=1e-4]: got = clap.score([wavs[i] for i in loud], model.codec.sample_rate, [captions[i] for i in loud])
         return [float(got[loud.index(i)]) if i in loud else -1. for i in range(len(wavs))]
@@ -355,7 +355,7 @@ def distance_rows(
     for x,y in zip(heard.points, ref.points, strict=True):
         found = dict(fad=fad(x, y, draws), fad_inf=fad_inf(x, y, draws=max(20, draws//4)) if len(x)>7 else None, kad=kad(x, y, draws) if len(x)>2 else None)
         row = dict(system=heard.name, embedding=x.embedding, reference=y.name, n=len(x), seconds=x.seconds, windows=len(x.values[0]), dim=x.dim)
-        res.append(row | {k: d and (d.value, d.low, d.high) for k,d in found.items()} | dict(r2=found['fad_inf'] and found['fad_inf'].more['r2']))
+        res.append(row | {k: d and (d.value, d.low, d.high) for k,d in found.items()} | {k: found['fad_inf'] and found['fad_inf'].more[k] for k in ('r2','enough')})
     return res
 
 def fad_against_n(
@@ -469,9 +469,10 @@ def who_is_believed(
 def what_differs(
     pairs:list, # Rows of `paired`
 ) -> list: # of sentences, one a pair
-    "Gains and losses whose interval leaves zero"
+    "Gains and losses whose interval leaves zero; the CLAP score of what CLAP chose is no gain"
     res, by = [], {}
-    for r in pairs: by.setdefault((r['first'], r['second']), []).append(r)
+    for r in pairs:
+        if not (r['measure']=='clap' and 'best of' in r['first']): by.setdefault((r['first'], r['second']), []).append(r) # CLAP chose it: its score proves nothing
     say = lambda r: f"{r['measure']} {r['difference'][0]:+.3f} [{r['difference'][1]:+.3f}, {r['difference'][2]:+.3f}]"
     for (a,b),rs in by.items():
         won, lost, open_ = ([r for r in rs if r['better']==k] for k in (a, b, 'neither'))
@@ -560,7 +561,9 @@ def sections(
     draws:int=200, # Bootstrap resamples
 ) -> dict: # Title → rows
     "The tables"
-    res, ref = {'Systems':[system_row(h) for h in heard.values()]}, heard.get('references')
+    rows = next(iter(heard.values())).rows
+    asked = dict(prompts=len(rows)) | {f'name {names[a]}':len(told(rows, a)) for a in names}
+    res, ref = {'Who was asked':[asked], 'Systems':[system_row(h) for h in heard.values()]}, heard.get('references')
     if ref:
         rest = [h for k,h in heard.items() if k!='references']
         with_progress = track(rest, 'Distances')
