@@ -174,6 +174,8 @@ def test_intervals_cover(metric):
     runs = [metric(gauss(40, 6, 2*s, 1.5), gauss(40, 6, 2*s+1), draws=60, **(dict(width=3.4) if metric is D.kad else {})) for s in range(80)]
     truth = np.mean([o.value for o in runs])
     assert np.mean([o.low<=truth<=o.high for o in runs])>=.83
+    width = np.mean([o.high-o.low for o in runs])/3.92/np.std([o.value for o in runs])
+    assert .7<width<1.4 # of what a normal interval of this spread has: one that holds everything is none
 
 def test_windows_of_a_clip_are_not_independent():
     "Six equal windows a clip tell no more than one"
@@ -210,5 +212,20 @@ def test_sanity_orders_sound():
     from soundlm.music.corpus import SynthCaps
     wavs = [c.wav()[:, :2*32000] for c in SynthCaps('test')[:32]]
     rows = D.sanity(log_mel(), wavs, 32000, draws=20)
-    assert len(rows)==3*6 and all(r['right'] in (True, None) for r in rows if r['level']!='half against half')
+    assert len(rows)==3*6 and [r for r in rows if r['right'] is False]==[]
     assert {r['metric'] for r in rows}=={'FAD','FAD∞','KAD'} and all(r['n']==16 and r['seconds']==2 for r in rows)
+    for m in ('FAD','FAD∞','KAD'):
+        at = {r['level']: r for r in rows if r['metric']==m}
+        half, worst = at['half against half'], at['noise at 0 dB']
+        assert abs(at['identical']['value'])<1e-6 and half['high']-half['low']<worst['value']-half['value']<np.inf # the floor is narrow beside what it has to tell apart
+        if m!='FAD': assert half['low']<=0<=half['high'] # unbiased: the floor is 0
+    assert at['half against half']['high']<at['low-pass']['low'] # KAD hears a dull set beyond doubt
+
+@pytest.mark.parametrize('lie,wrong', [(-.05, {'half against half'}), (0., {'noise at 20 dB','noise at 10 dB','noise at 0 dB','low-pass'})])
+def test_sanity_finds_a_bad_metric(lie, wrong):
+    "One that is surely below 0 for other clips of the same kind, and one that hears nothing"
+    def metric(x, ref, draws): return D.Distance('lie', v := 0. if x.name=='identical' else lie, v-.01, v+.01, len(x), x.embedding, ref.name, x.seconds)
+    wavs = [torch.randn(1, 8000, generator=torch.Generator().manual_seed(i)) for i in range(16)]
+    rows = D.sanity(log_mel(), wavs, 32000, metrics=(metric,))
+    assert wrong<={r['level'] for r in rows if r['right'] is False} and {r['level'] for r in rows if r['right'] is None}=={'identical'}
+    if not lie: assert next(r for r in rows if r['level']=='half against half')['right']
