@@ -1473,7 +1473,10 @@ def evaluate(
     try: rows,facts = e.evaluate(names(models), prompts, n, references, seconds, clap, tuple(names(embeddings)), candidates, kld=kld, device=device, cache=cache)
     except KeyboardInterrupt: raise Interrupted('Stopped. The clips that were finished are kept: the same command goes on from there') from None
     name = 'evaluation' if prompts=='heldout' else f'evaluation-{slug(Path(prompts).stem)}'
-    meta = dict(title='Evaluation', command=f'soundlm evaluate --models {models} --prompts {facts["prompts"]} --n {n}', plotted=['FAD against N','What was heard where something was wanted'])
+    given = dict(models=models, prompts=facts['prompts'], n=n, references=references and references.name, seconds=seconds, clap=clap, embeddings=embeddings, candidates=candidates, kld=kld)
+    usual = {k:p.default for k,p in inspect.signature(evaluate).parameters.items()}
+    words = [f'--{k}'+('' if v is True else f' {v}') for k,v in given.items() if v!=usual[k]]
+    meta = dict(title='Evaluation', command=' '.join(['soundlm evaluate', *words]), plotted=['FAD against N','What was heard where something was wanted'])
     path = metrics.write_report(rows, out/name, meta|facts|dict(peak_memory_gib=peak_memory()))
     made = draw({name:metrics.read_report(path)}, out)
     for o in rows['In words']: print(f"- {o['verdict']}")
@@ -1523,6 +1526,7 @@ def zoo_test(
         for i,w in enumerate(wavs): save(folder/name/f'{i:03d}.wav', w, rate)
     return {k:folder/k for k in systems}, folder/'references', [p.caption for p in asked]
 
+# %% ../nbs/80_cli.ipynb #68480edf
 @partial(command, to=listening)
 def make(
     folders:list[Path]|None=None, # A folder of sound files a system, the same file names in each; none: models of the zoo
@@ -1530,7 +1534,7 @@ def make(
     out:Path=Path('listen.html'), # The page; the key to who is who goes beside it
     references:Path|None=None, # Folder of references with the same names, for ratings
     prompts:Path|None=None, # A text file with one prompt a line, in the order of the file names
-    kind:str='both', # ab (which do you prefer), mushra (ratings beside a hidden reference), or both
+    kind:str|None=None, # ab (which do you prefer), mushra (ratings beside a hidden reference), or both; both where there are references
     trials:int|None=None, # Prompts at most
     seconds:float|None=None, # Cut every sound to this
     title:str='Listening test', # Of the page
@@ -1546,9 +1550,10 @@ def make(
         systems = {f.name:f for f in folders or ()}
         if folders and len(systems)<len(folders): raise SoundlmError(f"Got two folders named {next(f.name for f in folders if [o.name for o in folders].count(f.name)>1)!r}, expected another name for each system")
         if not folders: systems,references,prompts = zoo_test(Path(tmp), models, n, seconds or 6.)
-        path = make_test(out, systems, references, prompts, kind if references or kind=='ab' else 'ab', seed, title, trials=trials, seconds=seconds)
+        path = make_test(out, systems, references, prompts, kind or ('both' if references else 'ab'), seed, title, trials=trials, seconds=seconds)
     print(f'Wrote {path} and {path.with_suffix(".key.json").name}: open the page in a browser; keep the key to yourself until all have listened')
 
+# %% ../nbs/80_cli.ipynb #745ec9e9
 @partial(command, to=listening)
 def score(
     results:list[Path], # The files that listeners saved

@@ -26,7 +26,7 @@ def read_reports(
 _quote = re.compile(r"(?<!`)<!--=(?P<where>[^>]*?)-->(?P<said>.*?)<!--/-->", re.S) # not what stands in backticks
 
 def look_up(
-    where:str, # 'report | section | key=value | column | format'; '#2' for the third row; 'meta' as the section for facts
+    where:str, # 'report | section | key=value | column | format'; more conditions after &; '#2' for the third row; 'meta' as the section for facts
     reports:dict, # name → report
 ) -> str: # As it is printed
     "One number of a report. Raises SoundlmError where it is not there"
@@ -38,14 +38,17 @@ def look_up(
     rows = reports[name]['rows']
     rows = [reports[name]['meta']] if section=='meta' else rows if isinstance(rows, list) else rows.get(section)
     if rows is None: raise lost(f'the section {section!r}', reports[name]['rows'])
-    key, _, value = row.partition('=')
-    found = rows[int(row[1:]):][:1] if row.startswith('#') else [r for r in rows if str(r.get(key.strip()))==value.strip()] if row else rows[:1]
-    if not found: raise lost(f'the row {row!r}', [r.get(key.strip()) for r in rows])
+    wanted = [tuple(p.strip() for p in o.partition('=')[::2]) for o in row.split('&')] if row and row[0]!='#' else []
+    number = row[1:] if row[:1]=='#' else '0'
+    found = [r for r in rows if all(str(r.get(k))==v for k,v in wanted)] if wanted else rows[int(number):][:1] if number.isdigit() else []
+    if len(found)!=1: raise lost(f'{len(found)} rows by {row!r}', [r.get(wanted[0][0]) for r in rows] if wanted else range(len(rows)))
     column, _, part = column.partition('.')
     if column not in found[0]: raise lost(f'the column {column!r}', found[0])
-    v = found[0][column]
-    if isinstance(v, tuple): v = v[('value','low','high').index(part or 'value')]
-    return format(v, spec).replace('%', ' %') if spec else show_value(v)
+    v, parts = found[0][column], ('value','low','high')
+    if part and (part not in parts or not isinstance(v, tuple)): raise lost(f'the part {part!r} of {column}', parts if isinstance(v, tuple) else ())
+    if isinstance(v, tuple): v = v[parts.index(part or 'value')]
+    try: return format(v, spec).replace('%', ' %') if spec else show_value(v)
+    except ValueError: raise lost(f'the format {spec!r} for {v!r}', ('.2f','.0%')) from None
 
 def requote(
     text:str, # Markdown
@@ -114,13 +117,13 @@ def fad_plot(
     rows:dict, # Sections of evaluation
 ): # A matplotlib figure
     "FAD against 1/N, one panel an embedding: where a line meets the axis on the left is the distance, its slope is bias"
-    at = rows['FAD against N']; kinds = list(dict.fromkeys(r['embedding'] for r in at))
+    at, models = rows['FAD against N'], {r['system'] for r in rows['Systems'] if r['composes']}; kinds = list(dict.fromkeys(r['embedding'] for r in at))
     f, axes = _axes(len(kinds), 4.2, 3.6)
     for ax,e in zip(axes, kinds):
         for s in dict.fromkeys(r['system'] for r in at):
             rs = [r for r in at if r['embedding']==e and r['system']==s]
-            ax.plot([1/r['n'] for r in rs], [r['fad'] for r in rs], '--' if ',' not in s and 'music' not in s else '-', marker='o', ms=3, label=s)
-        top = max((r['fad'] for r in at if r['embedding']==e and r['system']!='random codes'), default=1.)
+            ax.plot([1/r['n'] for r in rs], [r['fad'] for r in rs], '-' if s in models else '--', marker='o', ms=3, label=s)
+        top = max((r['fad'] for r in at if r['embedding']==e and not r['system'].startswith('random')), default=1.)
         ax.set(title=e.split(' (')[0], xlabel='1/N', xlim=(0,None), ylim=(0,1.1*top)) # random codes lie far above
     axes[0].set_ylabel('FAD'); axes[-1].legend(fontsize=7, loc='center left', bbox_to_anchor=(1,.5))
     return f
@@ -132,17 +135,17 @@ def confusion_plot(
 ): # A matplotlib figure
     "What was heard where something was wanted: the references, and the systems after them that compose"
     at = [r for r in rows['What was heard where something was wanted'] if r['attribute']==attribute]
-    labels = sorted({r['wanted'] for r in at}); names = list(dict.fromkeys(r['system'] for r in at))
-    some = ['references']+[s for s in names if ', ' in s][-(most-1):]
+    labels = sorted({r['wanted'] for r in at})+sorted({r['heard'] for r in at}-{r['wanted'] for r in at})
+    some = ['references']+[r['system'] for r in rows['Systems'] if r['composes']][-(most-1):]
     f, axes = _axes(len(some), 4.4, 4.4)
     for ax,s in zip(axes, some):
         m = np.zeros((len(labels),)*2)
         for r in at:
-            if r['system']==s and r['heard'] in labels: m[labels.index(r['wanted']), labels.index(r['heard'])] = r['clips']
+            if r['system']==s: m[labels.index(r['wanted']), labels.index(r['heard'])] = r['clips']
         ax.imshow(m/np.maximum(m.sum(1, keepdims=True), 1), vmin=0, vmax=1, cmap='viridis')
         ax.set(title=s, xticks=range(len(labels)), yticks=range(len(labels)) if s==some[0] else [], xlabel='heard')
-        ax.set_xticklabels(labels, rotation=90, fontsize=7)
-        if s==some[0]: ax.set_yticklabels(labels, fontsize=7); ax.set_ylabel('wanted')
+        ax.set_xticklabels(said := [o or 'nothing' for o in labels], rotation=90, fontsize=7)
+        if s==some[0]: ax.set_yticklabels(said, fontsize=7); ax.set_ylabel('wanted')
     return f
 
 # %% ../nbs/26_report.ipynb #74722d00
@@ -163,12 +166,14 @@ def systems_plot(
     rows:dict, # Sections of evaluation
 ): # A matplotlib figure
     "CLAP score, obedience and distance of every system, with intervals"
-    rs, near = rows['Systems'], {r['system']:r['kad'] for r in reversed(rows.get('Distances to the references', []))}
+    rs, models, near = rows['Systems'], {r['system'] for r in rows['Systems'] if r['composes']}, {r['system']:r['kad'] for r in reversed(rows.get('Distances to the references', []))}
     columns = [(k, {r['system']:r[k] for r in rs if k in r}) for k in ('clap','style','family','key')]+[('KAD', {k:v for k,v in near.items() if v})]
     columns = [(k,v) for k,v in columns if v]; f, axes = _axes(len(columns), 2.4, 3.4); names = [r['system'] for r in rs]
     for ax,(title,at) in zip(axes, columns):
         for y,s in enumerate(reversed(names)):
-            if s in at: v,lo,hi = at[s]; ax.plot([lo,hi], [y,y], color='C0' if ', ' in s or 'music' in s else 'grey'); ax.plot(v, y, 'o', ms=4, color='C0' if ', ' in s or 'music' in s else 'grey')
+            if s not in at: continue
+            (v,lo,hi), colour = at[s], 'C0' if s in models else 'grey'
+            ax.plot([lo,hi], [y,y], color=colour); ax.plot(v, y, 'o', ms=4, color=colour)
         if title=='KAD': ax.set_xscale('symlog', linthresh=.01)
         ax.set(title=title, ylim=(-.5, len(names)-.5), yticks=range(len(names)), yticklabels=list(reversed(names)) if ax is axes[0] else []); ax.grid(axis='x', alpha=.3)
     return f
@@ -186,10 +191,17 @@ def codec_plot(
 
 # %% ../nbs/26_report.ipynb #379a77a1
 def plots(
-) -> dict: # report → {plot: function of its rows}
-    "Which report has which plots"
-    return {'evaluation':{'systems':systems_plot, 'fad-against-n':fad_plot, 'confusion-style':confusion_plot, 'confusion-family':lambda rows: confusion_plot(rows, 'family'), 'nats':nats_plot},
-        'fusion-guidance':{'guidance':guidance_curve}, 'codec':{'codecs':codec_plot}, 'codec-speech':{'codecs':lambda rows: codec_plot({k:v for k,v in rows.items() if v and 'mel' in v[0]})}}
+    name:str, # Of a report
+    rows:dict, # Its sections
+) -> dict: # plot → function of the rows
+    "Which plots a report has: those whose sections are there"
+    wanted = 'What was heard where something was wanted'
+    table = {'evaluation':{'systems':(systems_plot, 'Systems'), 'fad-against-n':(fad_plot, 'FAD against N'), 'confusion-style':(confusion_plot, wanted),
+            'confusion-family':(lambda rows: confusion_plot(rows, 'family'), wanted), 'nats':(nats_plot, 'Nats a code')},
+        'fusion-guidance':{'guidance':(guidance_curve, '')}, 'codec':{'codecs':(codec_plot, '')},
+        'codec-speech':{'codecs':(lambda rows: codec_plot({k:v for k,v in rows.items() if v and 'mel' in v[0]}), '')}}
+    kind = 'evaluation' if name.startswith('evaluation-') else name
+    return {k:f for k,(f,section) in table.get(kind, {}).items() if not section or section in rows}
 
 def draw(
     reports:dict, # name → report
@@ -198,7 +210,7 @@ def draw(
     write:bool=True, # False: only say which they are
 ) -> list: # of files
     "Every plot as a PNG"
-    made = {f'{name}-{what}':(lambda f=f, r=reports[name]: f(r['rows'])) for name,fs in plots().items() if name in reports for what,f in fs.items()} | (figures or {})
+    made = {f'{name}-{what}':(lambda f=f, r=r: f(r['rows'])) for name,r in reports.items() for what,f in plots(name, r['rows']).items()} | (figures or {})
     paths = {k:Path(folder)/'plots'/f'{k}.png' for k in made}
     for k,path in paths.items() if write else ():
         path.parent.mkdir(exist_ok=True, parents=True)
@@ -218,7 +230,7 @@ def overview(
 def rebuild(
     folder:Path, # Of the reports
     top:Path|None=None, # The repository whose texts quote them; None: only the reports
-    words:dict|None=None, # report → function of its rows that gives sentences, for the section 'In words'
+    words:dict|None=None, # report → function of its rows and facts that gives sentences, for the section 'In words'
     texts:dict|None=None, # More files of the folder: name → text
     figures:dict|None=None, # More plots: name → function that gives a figure
     write:bool=True, # False only looks
@@ -226,7 +238,7 @@ def rebuild(
     "Make all that follows from the JSON. Raises SoundlmError where a report was changed by hand"
     folder, reports = Path(folder), read_reports(folder)
     for name,f in (words or {}).items():
-        if name in reports and (said := [dict(verdict=v) for v in f(reports[name]['rows'])])!=reports[name]['rows']['In words']:
+        if name in reports and (said := [dict(verdict=v) for v in f(reports[name]['rows'], reports[name]['meta'])])!=reports[name]['rows']['In words']:
             raise SoundlmError(f"The words of {name}.json are not what its numbers say: expected {said[0]['verdict']!r} first; run `{reports[name]['meta']['command']}` again")
     files = draw(reports, folder, figures, write)
     want = {folder/f'{k}.md':report_text(r) for k,r in reports.items()} | {folder/'README.md':overview(reports, files)} | {folder/k:v for k,v in (texts or {}).items()}

@@ -52,8 +52,9 @@ def test_a_killed_process_goes_on(tmp_path):
     assert {f: f.stat().st_mtime_ns for f in done}==done
     from soundlm.metrics import read_report
     rows = read_report(tmp_path/'reports'/'evaluation.json')['rows']
-    assert {r['system']:r['n'] for r in rows['Systems']}['music-b']==12
-    assert 'music-b' not in {r['system'] for r in rows['Made in this run']}
+    assert {r['system']:r['n'] for r in rows['Systems']}['music-b, guidance 1']==12
+    made = {r['system']:r['clips'] for r in rows['What it took to make']}
+    assert 'music-b, guidance 1' not in made and made['random codes']==12 # the killed run made the first, and did not live to count it
 
 def test_half_written_files_are_made_again(session):
     system, made = noise()
@@ -118,20 +119,53 @@ def test_own_captions_are_likelier(session, model):
     assert rows['its own caption']<rows["another clip's caption"]<rows['random codes']
 
 def test_sentences_follow_from_numbers():
-    s = [dict(system='references', style=(.95,.9,.99), key=(.3,.2,.4), silent=0, clipped=0, nan=0), dict(system='m, guidance 3', style=(.8,.7,.9), key=(.3,.2,.4), silent=2, clipped=0, nan=1)]
+    s = [dict(system='through the codec', composes=False, style=(.95,.9,.99), key=(.3,.2,.4), silent=0, clipped=0, nan=0), dict(system='m, guidance 3', composes=True, style=(.8,.7,.9), key=(.3,.2,.4), silent=2, clipped=0, nan=1), dict(system='n', composes=True, silent=0, clipped=0, nan=0)]
     d = [dict(system=k, embedding='clap (x)', kad=v) for k,v in {'m, guidance 3':(.1,.05,.15), 'n':(.5,.4,.6), 'random codes':(.9,.8,1.)}.items()]
     p = [dict(first='m, guidance 3', second='n', measure='clap', n=9, difference=(.1,.05,.2), better='m, guidance 3'), dict(first='m, guidance 3', second='n', measure='key', n=9, difference=(0.,-.1,.1), better='neither')]
-    said = ' '.join(E.verdict({'Systems':s, 'Distances to the references':d, 'Same prompts, clip by clip':p}))
-    for part in ('m, guidance 3 is nearest', 'clearly nearer than n', 'key: the judge is right on only', 'no claim', 'gains clap +0.100', 'no difference shown in key', '2 silent, 0 clipped, 1 not finite'): assert part in said, part
+    said = ' '.join(E.verdict({'Systems':s, 'Distances to the references':d, 'Same prompts, clip by clip':p}, dict(n=9, seconds=6., prompts='heldout', judges='clap-tiny')))
+    for part in ('m, guidance 3 has the lowest', 'clearly nearer than n', 'not comparable', 'not MusicCaps', 'key: the judge is right on only', 'no claim', 'gains clap +0.100 [+0.050, +0.200] (n = 9)', 'no difference shown in key', '2 silent, 0 clipped, 1 not finite'): assert part in said, part
 
 def test_numbers_while_training(model, panel):
     out = E.training_score(3, 1., panel)(model)
-    assert {'clap','style','family','kad','diversity','silent'}<=set(out) and all(np.isfinite(v) for v in out.values())
+    assert {'clap','style','family','kad','spread','silent'}<=set(out) and 'composes' not in out and all(np.isfinite(v) for v in out.values())
 
 def test_missing_judges_say_what_to_install(session):
     from importlib.util import find_spec
     if find_spec('hear21passt'): pytest.skip('the package is here')
-    with pytest.raises(SoundlmError, match=r'soundlm\[judges\]'): E.add_kld([], session, E.Lineup([], []))
+    with pytest.raises(SoundlmError, match=r'soundlm\[judges\]'): E.load_tagger(session.prompts)
+
+def test_two_prompts_prove_nothing(session):
+    "However narrow a bootstrap finds them"
+    rows = [dict(id=str(i), clap=.5, style='jazz', style_heard=h, mentions=('style',)) for i,h in enumerate(('jazz','jazz'))]
+    a, b = E.Heard('a', rows, []), E.Heard('b', [r|dict(style_heard='funk') for r in rows], [])
+    row = next(r for r in E.decided(E.paired(a, b)) if r['measure']=='style')
+    assert row['difference']==(1.,1.,1.) and row['p']==.5 and row['better']=='neither'
+
+def test_nats_of_another_size(session, model, panel, tmp_path):
+    "Another clip's caption is another one where the set is larger"
+    three = E.Session(session.prompts[:3], panel, 1., session.cache); three.nats(model)
+    assert session.nats(model)==E.Session(session.prompts, panel, 1., tmp_path/'fresh').nats(model)
+
+def test_another_model_has_another_key(model, session):
+    from types import SimpleNamespace as N
+    part = lambda o, sha: N(name=o.name, sha=sha, **{k:getattr(o, k) for k in ('sample_rate','codebooks','codebook_size','frame_rate') if hasattr(o, k)})
+    def like(sha='a', codec='b', encoder='c'): return N(sha=sha, codec=part(model.codec, codec), encoder=part(model.encoder, encoder), frames=model.frames)
+    keys = {E.written('x', like(**kw), 1., model.sampler).key for kw in ({}, dict(sha='z'), dict(codec='z'), dict(encoder='z'))}
+    assert len(keys)==4
+
+def test_another_recording_of_the_same_name(session, tmp_path):
+    p = session.prompts[0]
+    paths = {E.Session([E.Prompt(p.id, p.caption, clip=p.clip, file=f)], session.panel, 1., tmp_path).path('recording', 0, 'x') for f in ('', 'a', 'b')}
+    assert len(paths)==3
+
+@pytest.mark.parametrize('kw,why', [(dict(source='heldout', references='.'), 'have their own'), (dict(models=['music-b','./music-b']), 'two models named'), (dict(models=[]), 'no model'), (dict(models=['clap-tiny']), 'makes no music')])
+def test_what_makes_no_sense_is_said_first(kw, why, monkeypatch):
+    monkeypatch.setattr(E.Session, 'hear', lambda *a: pytest.fail('began to work'))
+    with pytest.raises(SoundlmError, match=why): E.evaluate(**dict(dict(models=['music-b'], n=4), **kw))
+
+def test_one_caption_is_no_set(tmp_path):
+    (tmp_path/'one.csv').write_text('caption\na slow blues\n')
+    with pytest.raises(SoundlmError, match='gives 1 prompts'): E.read_prompts(tmp_path/'one.csv')
 
 @pytest.mark.skipif(not hasattr(os, 'wait4'), reason='counts the memory of a child')
 def test_memory_of_an_evaluation(tmp_path):
