@@ -95,7 +95,7 @@ def log_mel(
 def of_clap(
     clap, # A part that `hub.load` calls a Clap
 ) -> Embedder: # One point a clip, of length 1
-    "CLAP's audio tower (Wu et al. 2023, arXiv 2211.06687); digital silence is a place too"
+    "CLAP's audio tower (Wu et al. 2023, arXiv 2211.06687); digital silence (peak below 1e-4, which `Clap.audio` refuses) is a place too"
     def listen(wavs):
         loud = [bool(w.abs().max()>=1e-4) for w in wavs]
         heard = iter(clap.audio([w for w,l in zip(wavs, loud) if l], clap.sample_rate))
@@ -191,7 +191,7 @@ def fit_to_compare(
     seconds:float|None=None, # Cut every clip to this length
     silent:str='refuse', # Or 'keep'
 ) -> list: # Of (1,n) audio of one length
-    "Refuse a set that no number should be made of. Raises `AudioError` that names the clip"
+    "Refuse a set that no number should be made of; silent is RMS below 1e-3 of full scale, as `describe` counts. Raises `AudioError` that names the clip"
     if silent not in ('refuse','keep'): raise SoundlmError(f"Got silent={silent!r}, expected 'refuse' or 'keep'")
     if not wavs: raise AudioError(f"Got no clip in {name!r}, expected at least one")
     for i,w in enumerate(wavs):
