@@ -12,7 +12,7 @@ __all__ = ['wilson', 'bootstrap_mean', 'mel_filters', 'mel_spectrogram', 'mel_di
            'write_report', 'read_report']
 
 # %% ../nbs/20_metrics.ipynb #b3f06f5a
-import io, json, math
+import io, json, math, warnings
 from functools import lru_cache
 from pathlib import Path
 from typing import Iterable
@@ -688,7 +688,9 @@ def features(
     from librosa import cqt, note_to_hz
     c = self.config
     y = resample(check(wav), sample_rate, c['sample_rate'])[0].numpy()
-    q = np.abs(cqt(y=y, sr=c['sample_rate'], hop_length=c['hop'], fmin=note_to_hz('C1'), n_bins=12*c['octaves'], tuning=0.))
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'n_fft=.* is too large') # of the low octaves of a second of sound
+        q = np.abs(cqt(y=y, sr=c['sample_rate'], hop_length=c['hop'], fmin=note_to_hz('C1'), n_bins=12*c['octaves'], tuning=0.))
     return torch.from_numpy(np.log1p(30*q/max(q.max(), 1e-6)))
 
 @patch

@@ -310,6 +310,7 @@ def random_codes(
     def make(prompts, numbers): return [torch.randint(codec.codebook_size, shape, generator=torch_rng('random codes', i)) for i in numbers]
     return System(name, make, repr(('random', codec.sha, shape)), codec)
 
+# %% ../../nbs/21_music.evaluate.ipynb #84d95996
 def nearest_clip(
     codec, # Loaded
     clap, # Compares captions
