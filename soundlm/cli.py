@@ -172,10 +172,11 @@ def check_sampling(
     Sampler(**asked)
 
 def check_sound(
-    path:Path, # A sound file that somebody named
+    path:Path, # A file that somebody named
+    what:str='a sound file', # What it should be
 ):
     "Refuse what is no file, before anything is loaded. Raises SoundlmError"
-    if not path.is_file(): raise SoundlmError(f"Got {str(path)!r}, which is {'a folder' if path.is_dir() else 'not there'}, expected a sound file")
+    if not path.is_file(): raise SoundlmError(f"Got {str(path)!r}, which is {'a folder' if path.is_dir() else 'not there'}, expected {what}")
 
 def check_count(
     n:int, # Candidates that somebody asked for
@@ -1459,7 +1460,7 @@ def evaluate(
     clap:str='clap-tiny', # Compares sound with captions
     embeddings:str='encodec_32khz-tiny,log-mel', # What else distances are measured in: EnCodecs, CLAPs, log-mel, vggish, pann
     candidates:int=4, # Of the best-of-N row, chosen by CLAP; 1: without
-    kld:bool=False, # PaSST's KLD too; needs [judges]
+    kld:bool=False, # PaSST's KLD too; needs the extra `judges`
     device:str='auto', # auto, cpu, cuda or mps
     cache:Path|None=None, # Where finished clips are kept
     out:Path=Path('reports'), # The folder of the reports
@@ -1470,6 +1471,7 @@ def evaluate(
     from soundlm.report import draw
     names = lambda s: [o.strip() for o in s.split(',') if o.strip()]
     check_out(out, folder=True), check_seconds(seconds), check_count(candidates)
+    say(f"evaluate; finished clips are kept in {cache or cache_dir()/'evaluate'}, and the same command goes on from there")
     try: rows,facts = e.evaluate(names(models), prompts, n, references, seconds, clap, tuple(names(embeddings)), candidates, kld=kld, device=device, cache=cache)
     except KeyboardInterrupt: raise Interrupted('Stopped. The clips that were finished are kept: the same command goes on from there') from None
     name = 'evaluation' if prompts=='heldout' else f'evaluation-{slug(Path(prompts).stem)}'
@@ -1487,7 +1489,7 @@ def evaluate(
 def report(
     *,
     out:Path=Path('reports'), # The folder of the reports
-    check:bool=False, # Change nothing; fail where a table, a text or a quoted number is not what its JSON says
+    check:bool=False, # Change nothing; fail where a report or a quoted number is not what its JSON says (what pages include is checked by `make test`)
     measure:bool=False, # Measure everything first: `soundlm bench` and `soundlm evaluate`, hours on a laptop
 ):
     "Make every table, every plot and the numbers that README and docs quote, from the JSON files in reports/."
@@ -1545,7 +1547,7 @@ def make(
     "Write a listening test as one page that works without a network."
     from tempfile import TemporaryDirectory
     from soundlm.listen import make_test
-    check_out(out, endings=('.html',))
+    check_out(out, endings=('.html',)), seconds is None or check_seconds(seconds), prompts is None or check_sound(prompts, 'a text file with one prompt a line')
     with TemporaryDirectory() as tmp:
         systems = {f.name:f for f in folders or ()}
         if folders and len(systems)<len(folders): raise SoundlmError(f"Got two folders named {next(f.name for f in folders if [o.name for o in folders].count(f.name)>1)!r}, expected another name for each system")
@@ -1556,7 +1558,7 @@ def make(
 # %% ../nbs/80_cli.ipynb #745ec9e9
 @partial(command, to=listening)
 def score(
-    results:list[Path], # The files that listeners saved
+    results:list[Path], # The files that listeners saved, or their folder
     *,
     key:Path|None=None, # The .key.json of the test; looked for beside the results by default
     out:Path=Path('reports'), # The folder of the reports
@@ -1564,7 +1566,8 @@ def score(
     "Count preferences with exact intervals and draw the ratings; listeners who miss the hidden reference are left out by rule."
     from soundlm.listen import score as count
     check_out(out, folder=True)
-    res = count(results, key, out/'listen')
+    files = [f for r in results for f in (sorted(r.glob('*.json')) if r.is_dir() else [r])]
+    res = count(files, key, out/'listen')
     for o in res.left_out: print(f"left out {o['file']}: {o['why']}")
     print(f"Wrote {out/'listen.md'}, listen.json and listen.png: {len(res.results)} listeners")
 

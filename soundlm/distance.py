@@ -226,7 +226,8 @@ def kad(
     "Kernel audio distance (Chung et al. 2025, arXiv 2502.15602): unbiased MMD². Raises `SoundlmError` for sets that cannot be compared"
     comparable(x, ref)
     a,b = np.stack(x.values).astype(np.float64), np.stack(ref.values).astype(np.float64)
-    n,width = len(a), width or bandwidth(b)
+    if width is not None and not width>0: raise SoundlmError(f"Got a kernel of width {width}, expected a number above 0, or None for the reference's median distance")
+    n,width = len(a), bandwidth(b) if width is None else width
     k = clip_kernel(a, a, width), clip_kernel(b, b, width), clip_kernel(a, b, width)
     value = mmd(*k, paired=paired)
     drawn = [mmd(*k, np.bincount(i, minlength=n), paired) for i in resamples(n, draws, seed)]

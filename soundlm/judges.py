@@ -217,6 +217,8 @@ def points(
     silent:str='refuse', # 'keep' counts silent clips as they are
 ) -> Points: # As many as clips
     "Embed a set of clips. Raises `AudioError` for mixed lengths or rates, NaN, silence or no clip, naming the clip"
+    if not callable(embedder): raise SoundlmError(f"Got {embedder!r} to listen with, expected an Embedder: embedder({embedder!r})")
+    if batch<1 or (seconds is not None and not seconds>0): raise SoundlmError(f"Got batch={batch}, seconds={seconds}, expected at least 1 clip at a time and a length above 0")
     wavs = list(wavs)
     rate = one_rate(sample_rate, len(wavs), name)
     wavs = fit_to_compare(wavs, rate, name, seconds, silent)

@@ -50,7 +50,9 @@ def line_up(
         odd = {p.stem for p in ps} ^ {p.stem for p in files[first]} if by_name else ()
         if odd or len(ps)!=n:
             raise SoundlmError(f"Got {len(ps)} sounds of {k} and {n} of {first}, expected the same prompts"+(f": {sorted(odd)[0]!r} is in one only" if odd else ''))
-    if isinstance(prompts, (str,Path)): prompts = [l for l in Path(prompts).read_text(encoding='utf-8').splitlines() if l.strip()]
+    if isinstance(prompts, (str,Path)):
+        try: prompts = [l for l in Path(prompts).read_text(encoding='utf-8').splitlines() if l.strip()]
+        except (OSError,ValueError) as e: raise SoundlmError(f"Cannot read {prompts} ({e}): expected a text file in UTF-8, one prompt a line") from None
     if prompts is not None and len(prompts)!=n: raise SoundlmError(f"Got {len(prompts)} prompts and {n} sounds of {first}, expected as many of both")
     return [dict(prompt=str(prompts[i]) if prompts is not None else '', files={k:files[k][i] for k in systems},
                  reference=files['the references'][i] if references is not None else None) for i in range(n)]
@@ -594,6 +596,7 @@ def make_test(
     _check_kind(kind, systems, references, anchors, pairs)
     if format not in ('mp3','ogg','flac'): raise SoundlmError(f"Got format {format!r}, expected 'mp3', 'ogg' or 'flac'")
     if trials is not None and trials<1: raise SoundlmError(f"Got trials={trials}, expected at least 1")
+    if seconds is not None and not seconds>0: raise SoundlmError(f"Got seconds={seconds}, expected a length above 0")
     items = line_up(systems, references, prompts)
     if trials is not None and trials<len(items): items = [items[i] for i in sorted(core.rng('listen prompts', seed).choice(len(items), trials, replace=False))]
     rate = _sound_rate(items, sample_rate, format)

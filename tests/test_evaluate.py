@@ -53,7 +53,7 @@ def test_a_killed_process_goes_on(tmp_path):
     from soundlm.metrics import read_report
     rows = read_report(tmp_path/'reports'/'evaluation.json')['rows']
     assert {r['system']:r['n'] for r in rows['Systems']}['music-b, guidance 1']==12
-    made = {r['system']:r['clips'] for r in rows['What it took to make']}
+    made = {r['system']:r['clips'] for r in rows['What the codes took']}
     assert 'music-b, guidance 1' not in made and made['random codes']==12 # the killed run made the first, and did not live to count it
 
 def test_half_written_files_are_made_again(session):
@@ -123,7 +123,7 @@ def test_sentences_follow_from_numbers():
     d = [dict(system=k, embedding='clap (x)', kad=v) for k,v in {'m, guidance 3':(.1,.05,.15), 'n':(.5,.4,.6), 'random codes':(.9,.8,1.)}.items()]
     p = [dict(first='m, guidance 3', second='n', measure='clap', n=9, difference=(.1,.05,.2), better='m, guidance 3'), dict(first='m, guidance 3', second='n', measure='key', n=9, difference=(0.,-.1,.1), better='neither')]
     said = ' '.join(E.verdict({'Systems':s, 'Distances to the references':d, 'Same prompts, clip by clip':p}, dict(n=9, seconds=6., prompts='heldout', judges='clap-tiny')))
-    for part in ('m, guidance 3 has the lowest', 'clearly nearer than n', 'not comparable', 'not MusicCaps', 'key: the judge is right on only', 'no claim', 'gains clap +0.100 [+0.050, +0.200] (n = 9)', 'no difference shown in key', '2 silent, 0 clipped, 1 not finite'): assert part in said, part
+    for part in ('`m, guidance 3` has the lowest', 'clearly nearer than `n`', 'not comparable', 'not MusicCaps', 'key: the judge is right on only', 'no claim', 'gains clap +0.100 [+0.050, +0.200] (n = 9)', 'no difference shown in key', '2 silent, 0 clipped, 1 not finite'): assert part in said, part
 
 def test_numbers_while_training(model, panel):
     out = E.training_score(3, 1., panel)(model)
@@ -162,6 +162,10 @@ def test_another_recording_of_the_same_name(session, tmp_path):
 def test_what_makes_no_sense_is_said_first(kw, why, monkeypatch):
     monkeypatch.setattr(E.Session, 'hear', lambda *a: pytest.fail('began to work'))
     with pytest.raises(SoundlmError, match=why): E.evaluate(**dict(dict(models=['music-b'], n=4), **kw))
+
+def test_a_cache_that_cannot_be(panel, tmp_path):
+    (tmp_path/'file').write_text('')
+    with pytest.raises(SoundlmError, match='file'): E.Session([], panel, 1., tmp_path/'file'/'x')
 
 def test_one_caption_is_no_set(tmp_path):
     (tmp_path/'one.csv').write_text('caption\na slow blues\n')

@@ -20,7 +20,7 @@ import torch
 from fastcore.basics import patch
 from .. import hub
 from ..audio import describe, resample
-from ..core import SoundlmError, atomic, cache_dir, rng, text_sha, torch_rng, track
+from ..core import SoundlmError, atomic, cache_dir, rng, text_sha, torch_rng, track, write_error
 from ..distance import diversity_of, fad, fad_inf, kad
 from ..judges import Points, embedder, points
 from ..metrics import bootstrap_mean, same_tempo, tempo, wilson
@@ -55,7 +55,7 @@ def read_captions(
     "The rows of a table with a column `caption`. Raises SoundlmError"
     import csv
     try: rows = list(csv.DictReader(Path(path).read_text('utf-8-sig').splitlines(True)))
-    except (OSError, ValueError, csv.Error) as e: raise SoundlmError(f"Cannot read {path} ({e}): expected a csv with a column caption, or one of {', '.join(splits)}") from e
+    except (OSError, ValueError, csv.Error) as e: raise SoundlmError(f"Cannot read {path} ({e}): expected a csv in UTF-8 with a column caption, or one of {', '.join(splits)}") from e
     if not rows or 'caption' not in rows[0]: raise SoundlmError(f"{path} has the columns {', '.join(filter(None, rows[0])) if rows else '(none)'}: expected one named caption")
     if empty := [i for i,r in enumerate(rows, 1) if not (r['caption'] or '').strip()]: raise SoundlmError(f"Row {empty[0]} of {path} has an empty caption: expected a description in each row")
     return rows
@@ -154,6 +154,8 @@ class Session:
     def __post_init__(self):
         if not 0<self.seconds<=600: raise SoundlmError(f"Got clips of {self.seconds} seconds, expected more than 0 and at most 600")
         self.cache = Path(self.cache or cache_dir()/'evaluate')
+        try: self.cache.mkdir(parents=True, exist_ok=True)
+        except OSError as e: raise write_error(self.cache, e) from None
     def path(self,
         key:str, # Of the sound, or of what was heard
         i:int, # Number of the prompt, which is its seed
@@ -469,9 +471,9 @@ def who_is_near(
         ranked = sorted((k for k in models if k in at and not (e==kinds[0] and 'best of' in k)), key=lambda k: at[k][0])
         if not ranked: continue
         beaten = [k for k in ranked[1:] if at[k][1]>at[ranked[0]][2]]
-        clear = f"clearly nearer than {', '.join(beaten)}" if beaten else 'no model is clearly behind it'
+        clear = f"clearly nearer than {' and '.join(f'`{k}`' for k in beaten)}" if beaten else 'no model is clearly behind it'
         rest = [f'{k} {_near(v)}' for k,v in at.items() if k not in models]
-        res.append(f"KAD in {e.split(' (')[0]}: {ranked[0]} has the lowest of the models, {_near(at[ranked[0]])}, {clear} (beside them: {'; '.join(rest)}).")
+        res.append(f"KAD in {e.split(' (')[0]}: `{ranked[0]}` has the lowest of the models, {_near(at[ranked[0]])}, {clear} (beside them: {'; '.join(rest)}).")
     return res
 
 def who_is_believed(
@@ -487,7 +489,7 @@ def who_is_believed(
         if v[0]<least: res.append(f"{a}: the judge is right on only {_share(v)} of the real clips ({ceiling['system']}), so no claim is made."); continue
         best = max((r for r in models if a in r), key=lambda r: r[a][0], default=None)
         chance = next((f"; random codes {_share(r[a])}" for k,r in at.items() if k.startswith('random') and a in r), '')
-        if best: res.append(f"{a}: heard as asked in {_share(best[a])} of the clips of {best['system']}, the highest of {len(models)} (real clips, {ceiling['system']}: {_share(v)}{chance}).")
+        if best: res.append(f"{a}: heard as asked in {_share(best[a])} of the clips of `{best['system']}` whose prompt names it, the highest of {len(models)} (real clips, {ceiling['system']}: {_share(v)}{chance}).")
     return res
 
 # %% ../../nbs/21_music.evaluate.ipynb #bd372fa0
@@ -503,7 +505,7 @@ def what_differs(
         won, lost, open_ = ([r for r in rs if r['better']==k] for k in (a, b, 'neither'))
         parts = [f"{word} {', '.join(map(say, o))}" for word,o in (('gains', won), ('loses', lost)) if o]
         if open_: parts.append(f"no difference shown in {', '.join(r['measure'] for r in open_)}")
-        res.append(f"{a} against {b}, same prompts: {'; '.join(parts)}.")
+        res.append(f"`{a}` against `{b}`, same prompts: {'; '.join(parts)}.")
     return res
 
 def beside_published(
@@ -632,7 +634,6 @@ def cost(
     res = json.loads(file.read_text()) if file.exists() else dict(minutes=0., made={})
     if session.made or session.heard: res['minutes'] += seconds/60
     for k,(n,t) in session.made.items(): res['made'][k] = [a+b for a,b in zip(res['made'].get(k, (0, 0.)), (n, t))]
-    file.parent.mkdir(parents=True, exist_ok=True)
     with atomic(file) as tmp: tmp.write_text(json.dumps(res))
     return res
 
@@ -675,7 +676,7 @@ def evaluate(
     if references: res['Published, on MusicCaps'] = published()
     took = cost(session, line, time.perf_counter()-start)
     facts['minutes'] = took['minutes']
-    res['What it took to make'] = [dict(system=k, clips=c, seconds_of_music_per_second=c*seconds/max(t, 1e-9)) for k,(c,t) in took['made'].items()]
+    if took['made']: res['What the codes took'] = [dict(system=k, clips=c, seconds_of_codes_per_second=c*seconds/max(t, 1e-9)) for k,(c,t) in took['made'].items()]
     return {'In words':[dict(verdict=v) for v in verdict(res, facts)]} | res, facts
 
 # %% ../../nbs/21_music.evaluate.ipynb #60a67587
