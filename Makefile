@@ -18,7 +18,7 @@ help:
 	@echo "make test     everything CI runs: no-op checks, all notebooks, pytest, docs"
 	@echo "make prepare  export, test and clean both notebook folders, rewrite README.md"
 	@echo "make docs     render both folders into _docs"
-	@echo "make bench    measure codecs, models and speed, and write reports/"
+	@echo "make bench    measure codecs, models and speed, evaluate, and write reports/ (hours)"
 	@echo "make clean    remove the environment and what the builds wrote"
 
 $(VENV)/bin/python:
@@ -67,7 +67,7 @@ prepare: $(VENV)/dev.ok
 	@$(BIN)/soundlm_prepare
 
 bench: $(VENV)/core.ok
-	@$(BIN)/soundlm bench
+	@$(BIN)/soundlm report --measure
 
 clean:
 	rm -rf $(VENV) _docs _proc build dist *.egg-info

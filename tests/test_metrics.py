@@ -146,7 +146,8 @@ def test_report_is_whole_or_not_there(tmp_path):
     rows = {'A':[dict(x=1., y=(1.,.5,np.float32(2)))], 'B':[dict(z=np.arange(2))]}
     p = metrics.write_report(rows, tmp_path/'sub'/'r', meta)
     saved = json.loads((tmp_path/'sub'/'r.json').read_text())
-    assert saved['rows']['A'][0]['y']==[1,.5,2] and {'commit','hardware','seed'}<=set(saved['meta']) and '## B' in p.read_text()
+    assert saved['rows']['A'][0]['y']==dict(value=1, low=.5, high=2) and {'commit','hardware','seed'}<=set(saved['meta']) and '## B' in p.read_text()
+    assert metrics.read_report(p)['rows']==dict(A=[dict(x=1., y=(1.,.5,2.))], B=[dict(z=[0,1])])
     (tmp_path/'file').write_text('')
     with pytest.raises(SoundlmError): metrics.write_report([dict(x=1)], tmp_path/'file'/'r', meta)
 
