@@ -1,9 +1,10 @@
 "Distances: parity with closed forms and other code, what cannot be compared, properties, bias, intervals, sanity on sound"
-import importlib, importlib.util, math, sys, types
+import importlib, math
 import numpy as np, pytest, torch
 from soundlm import distance as D
 from soundlm.core import SoundlmError
 from soundlm.judges import Points, log_mel
+from reference import borrowed
 
 def draw(n=40, d=8, seed=0, shift=0., m=1): return np.random.default_rng([n, d, seed]).normal(size=(n,m,d))+shift/d**.5
 def P(values, name='x', **kw): return Points(list(values), **(dict(embedding='normal', seconds=1., name=name)|kw))
@@ -38,26 +39,10 @@ def test_moments_are_numpys():
     mean,cov = D.moments(x)
     np.testing.assert_allclose(mean, x.mean(0), atol=1e-6); np.testing.assert_allclose(cov, np.cov(x, rowvar=False), atol=1e-6)
 
-def package():
-    "frechet_audio_distance.fad; what it imports for its networks, and what may not load, is replaced by empty modules"
-    if importlib.util.find_spec('frechet_audio_distance') is None: pytest.skip('needs the extra [judges]')
-    try: return importlib.import_module('frechet_audio_distance').fad
-    except (ImportError, OSError, AttributeError): pass
-    for m in [k for k in sys.modules if k.startswith('frechet_audio_distance')]: del sys.modules[m]
-    for m in ('resampy','laion_clap','encodec','torchlibrosa','torchlibrosa.stft','torchlibrosa.augmentation'):
-        mod = types.ModuleType(m); mod.__getattr__ = lambda name: object
-        sys.modules[m] = mod
-    top = types.ModuleType('frechet_audio_distance') # without its __init__
-    top.__path__ = list(importlib.util.find_spec('frechet_audio_distance').submodule_search_locations)
-    sys.modules['frechet_audio_distance'] = top
-    return importlib.import_module('frechet_audio_distance.fad')
-
 def test_parity_with_frechet_audio_distance():
-    before = dict(sys.modules)
-    try: theirs = object.__new__(package().FrechetAudioDistance)
-    finally:
-        for k in set(sys.modules)-set(before): del sys.modules[k]
-        sys.modules.update(before)
+    "The package's own statistics and distance"
+    with borrowed('frechet_audio_distance', [''], ('resampy','torchlibrosa','torchlibrosa.stft','torchlibrosa.augmentation','laion_clap','encodec')):
+        theirs = object.__new__(importlib.import_module('frechet_audio_distance.fad').FrechetAudioDistance)
     for d,n in ((16,100), (64,400), (128,600), (128,100)):
         g = np.random.default_rng([d, n])
         x,y = (g.normal(size=(n,d))@g.normal(size=(d,d))+g.normal(size=d) for _ in range(2))

@@ -7,6 +7,7 @@ from soundlm.core import AudioError, HubError, SoundlmError, SoundlmWarning
 from soundlm.music import rerank as R
 from soundlm.music.corpus import SynthCaps
 import parts
+from reference import borrowed
 
 prompts = ['techno beat with a synth lead', 'relaxing piano with rain', 'heavy metal guitar riff']
 SR = 32000
@@ -53,12 +54,7 @@ def renamed(state):
 
 def test_parity_with_laion_clap(judge):
     "The authors' own audio tower, waveform to vector, without the package's `__init__`, which downloads"
-    spec = importlib.util.find_spec('laion_clap')
-    if spec is None: pytest.skip('needs the extra [judges]')
-    for name,sub in (('laion_clap',''), ('laion_clap.clap_module','clap_module')):
-        mod = types.ModuleType(name); mod.__path__ = [str(Path(spec.origin).parent/sub)]
-        sys.modules.setdefault(name, mod)
-    htsat = pytest.importorskip('laion_clap.clap_module.htsat', exc_type=ImportError)
+    with borrowed('laion_clap', ['','clap_module'], ('torchvision','torchvision.ops','torchvision.ops.misc','h5py')): htsat = importlib.import_module('laion_clap.clap_module.htsat')
     from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
     cfg = types.SimpleNamespace(sample_rate=48000, window_size=1024, hop_size=480, mel_bins=64, fmin=50, fmax=14000, class_num=7, enable_repeat_mode=False)
     sizes = dict(depths=[1,1,2,1], window_size=8)
