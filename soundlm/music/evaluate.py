@@ -23,8 +23,9 @@ from ..audio import describe, resample
 from ..core import SoundlmError, atomic, cache_dir, rng, text_sha, torch_rng, track, write_error
 from ..distance import diversity_of, fad, fad_inf, kad
 from ..judges import Points, embedder, points
-from ..metrics import bootstrap_mean, same_tempo, tempo, wilson
+from ..metrics import bootstrap_mean, tempo, wilson
 from .baseline import MusicLM
+from .guidance import right
 
 # %% ../../nbs/21_music.evaluate.ipynb #3e110a08
 @dataclass(frozen=True)
@@ -336,9 +337,7 @@ def correct(
     attribute:str, # style, family, tempo or key
 ) -> bool:
     "Was it heard as it should be? Tempo up to an octave, within 8 %; the key with its mode"
-    want, got = row[attribute], row[f'{attribute}_heard']
-    if attribute=='tempo': return same_tempo(got, want)
-    return got==want and (attribute!='key' or row['mode']==row['mode_heard'])
+    return right(row, attribute) and (attribute!='key' or row['mode']==row['mode_heard'])
 
 def told(
     rows:list, # Of `Heard.rows`
