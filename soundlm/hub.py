@@ -21,7 +21,7 @@ twins = {'facebook/encodec_32khz':'encodec_32khz-tiny', 'hubertsiuzdak/snac_24kh
 # %% ../nbs/02_hub.ipynb #224d4a89
 kinds = {'mel-codec':'soundlm.codec:MelCodec', 'probe-key':'soundlm.metrics:KeyProbe', 'encodec':'soundlm.codec:EnCodec', 'snac':'soundlm.codec:Snac', 'bpe':'soundlm.omni.tokenizer:TextTokenizer', 'omni':'soundlm.omni.generate:MultimodalLLM',
     't5':'soundlm.music.text:TextEncoder', 'music-a':'soundlm.music.baseline:MusicA', 'music-b':'soundlm.music.fusion:MusicB', 'musicgen':'soundlm.music.fusion:MusicB', 'probe':'soundlm.metrics:Probe',
-    'recogniser':'soundlm.metrics:Recogniser', 'clap':'soundlm.music.rerank:Clap'}
+    'recogniser':'soundlm.metrics:Recogniser', 'clap':'soundlm.music.rerank:Clap', 'llama':'soundlm.projector.features:FrozenLM'}
 
 # %% ../nbs/02_hub.ipynb #a4014943
 def kind_of(
