@@ -45,20 +45,22 @@ def conditioning(
     mask = torch.arange(max(map(len, rows)))[None] < torch.tensor([len(r) for r in rows])[:, None]
     return Conditioning(nn.utils.rnn.pad_sequence(rows, batch_first=True), mask.to(rows[0].device), tuple(voices) or (None,)*len(rows))
 
-# %% ../../omni_nbs/39_projector.decoder.ipynb #cefa1fe4
+# %% ../../omni_nbs/39_projector.decoder.ipynb #68f3714d
 class SpeechDecoder(Protocol):
     "A frozen model that speaks from vectors"
     name:str # For messages and cards
     sha:str # Of its weights
     dim:int # Width of its text embeddings
     sample_rate:int # Hz
+    codec:object # What a corpus is tokenized with (see `soundlm.codec`), so that token stores serve every decoder
+    module:nn.Module # All that is frozen
     def spell(self, text:str) -> str: ... # The text as it reads it
     def text_vectors(self, text:str) -> tuple: ... # ((m,d) its own embeddings, the characters (start, end) of each)
-    def encode(self, wav:Tensor, sample_rate:int): ... # Codes of (1,n) audio
+    def codes(self, books:list): ... # Codes as `loss` takes them, of a row of a token store: (t·r,) for each codebook
     def loss(self, cond:Conditioning, codes:list) -> dict: ... # loss, nats, acc, tokens; gradients reach `cond.vectors`
     def generate(self, cond:Conditioning, **kw) -> list: ... # (1,n) audio of each row
     def stream(self, cond:Conditioning, **kw): ... # yields (1,n) audio of the only row
-    def parameters(self): ... # Of all that is frozen
+    def longest(self, text:str) -> int: ... # Frames that a text may take
     def weights_hash(self) -> str: ... # Changes if any weight does
 
 # %% ../../omni_nbs/39_projector.decoder.ipynb #73e80bbd
@@ -79,7 +81,7 @@ def check_width(
     "Raises SoundlmError where vectors are of another width than the decoder's"
     if vectors.shape[-1] != dim: raise SoundlmError(f"Got vectors of width {vectors.shape[-1]}, expected {dim} for {name}: this projector was made for another decoder; train one with d_out={dim}")
 
-# %% ../../omni_nbs/39_projector.decoder.ipynb #665582ef
+# %% ../../omni_nbs/39_projector.decoder.ipynb #0371371a
 class OmniDecoder:
     "The omni model, speaking from vectors in the place of its words' embeddings"
     def __init__(self,
@@ -92,7 +94,10 @@ class OmniDecoder:
         if len(slot_weights) != lm.period: raise SoundlmError(f"Got {len(slot_weights)} slot weights, expected {lm.period}: one for each id of a frame")
     @property
     def device(self): return self.lm.emb.weight.device
-    def parameters(self): return self.lm.parameters()
+    @property
+    def codec(self): return self.lm.codec
+    @property
+    def module(self): return self.lm
     def weights_hash(self): return weights_hash(self.lm)
     def voices(self): return self.lm.voices()
     def spell(self, text): return spell(text, self.language)
@@ -101,7 +106,7 @@ class OmniDecoder:
         self.lm.to(device)
         return self
 
-# %% ../../omni_nbs/39_projector.decoder.ipynb #120b3872
+# %% ../../omni_nbs/39_projector.decoder.ipynb #630a74b2
 @patch
 def text_vectors(self:OmniDecoder,
     text:str, # In plain spelling
@@ -112,12 +117,11 @@ def text_vectors(self:OmniDecoder,
     return self.lm.emb.weight[torch.tensor(ids, device=self.device)].detach(), [(max(0, a - 1), b - 1) for a, b in e.offsets]
 
 @patch
-def encode(self:OmniDecoder,
-    wav:Tensor, # (1,n) audio
-    sample_rate:int, # Hz
+def codes(self:OmniDecoder,
+    books:list, # (t,), (2t,), (4t,) codes, as a token store has them
 ) -> Tensor: # (n,) audio ids
-    "Sound as the model writes it"
-    return self.lm.sounds.encode_audio(wav, sample_rate)
+    "A row of a token store as the model writes it. Raises TokenError on codes that are not the codec's"
+    return self.lm.sounds.to_tokens([torch.as_tensor(b).long()[None] for b in books])[0]
 
 # %% ../../omni_nbs/39_projector.decoder.ipynb #8feccffd
 @patch
