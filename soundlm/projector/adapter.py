@@ -137,7 +137,7 @@ class LayerMix(nn.Module):
             raise SoundlmError(f"Got states of {states.shape[-2]} layers, this mix was made for {len(self.weight)} (the embeddings and {len(self.weight) - 1} blocks): read the same LLM with layer='all'")
         return self.size*torch.einsum('l,bnld->bnd', self.shares(), F.layer_norm(states, states.shape[-1:]))
 
-# %% ../../omni_nbs/41_projector.adapter.ipynb #c559fcaa
+# %% ../../omni_nbs/41_projector.adapter.ipynb #078eb838
 class Projector(nn.Module):
     "What all variants share: which layer they read, and what they check"
     kind = ''
@@ -146,7 +146,6 @@ class Projector(nn.Module):
         d_out:int, # Width of the decoder's embeddings
         layer:int|str=-1, # Which states it reads: -1 the last, 0 the embeddings, k after block k, 'mix' a learned sum of all
         n_layers:int|None=None, # Blocks of the LLM; needed for 'mix'
-        **config, # The variant's own numbers
     ):
         super().__init__()
         if d_in < 1 or d_out < 1: raise SoundlmError(f"Got widths {d_in} and {d_out}, expected 1 or more")
@@ -154,7 +153,7 @@ class Projector(nn.Module):
         if layer != 'mix' and not isinstance(layer, int): raise SoundlmError(f"Got layer {layer!r}, expected a number or 'mix'")
         if layer != 'mix' and n_layers and not -1 <= layer <= n_layers: raise SoundlmError(f"Got layer {layer}, expected -1 to {n_layers}: the LLM has {n_layers} blocks")
         self.d_in, self.d_out, self.layer = d_in, d_out, layer
-        self.config = dict(kind=self.kind, d_in=d_in, d_out=d_out, layer=layer, n_layers=n_layers, **config)
+        self.config = dict(kind=self.kind, d_in=d_in, d_out=d_out, layer=layer, n_layers=n_layers)
         self.mix = LayerMix(n_layers) if layer == 'mix' else None
 
     @property
@@ -162,7 +161,7 @@ class Projector(nn.Module):
         "Does it look at the decoder's own tokens?"
         return False
 
-# %% ../../omni_nbs/41_projector.adapter.ipynb #61341bd7
+# %% ../../omni_nbs/41_projector.adapter.ipynb #9bfa5f30
 @patch
 def read(self:Projector,
     states:Tensor, # (b,n,d_in), or (b,n,L+1,d_in) of all layers
@@ -172,12 +171,12 @@ def read(self:Projector,
     if states.shape[-1] != self.d_in:
         raise SoundlmError(f"states are {states.shape[-1]} wide, this projector was made for {self.d_in}: use the LLM it was trained with, or train one for this LLM")
     x = states.to(next(self.parameters()).dtype)
+    if mask is not None: x = x.masked_fill(~mask[(..., *[None]*(x.ndim - 2))], 0)
     if self.mix is not None and x.ndim != 4: raise SoundlmError("Got states of one layer, this projector mixes all of them: read features with layer='all'")
     if x.ndim == 4 and self.mix is None:
         if not -x.shape[2] <= self.layer < x.shape[2]: raise SoundlmError(f"Got states of {x.shape[2]} layers, this projector reads layer {self.layer}: use the LLM it was trained with")
         x = x[:, :, self.layer]
-    if self.mix is not None: x = self.mix(x)
-    return x if mask is None else x.masked_fill(~mask[..., None], 0)
+    return x if self.mix is None else self.mix(x)
 
 @patch
 def read_own(self:Projector,
@@ -196,9 +195,9 @@ def forward(self:Projector,
 ): # (vectors (b,n,d_out), mask (b,n)); bare vectors for bare states
     "One vector for each of the LLM's tokens; 0 where there is padding"
     if isinstance(batch, Tensor): return self.project(self.read(batch))
-    return self.project(self.read(batch.states)).masked_fill(~batch.mask[..., None], 0), batch.mask
+    return self.project(self.read(batch.states, batch.mask)).masked_fill(~batch.mask[..., None], 0), batch.mask
 
-# %% ../../omni_nbs/41_projector.adapter.ipynb #76025941
+# %% ../../omni_nbs/41_projector.adapter.ipynb #89e23915
 class AudioProjector(Projector):
     "Linear, LayerNorm, activation"
     kind = 'linear'
@@ -207,9 +206,10 @@ class AudioProjector(Projector):
         d_out:int=2048, # Width of the decoder's embeddings
         activation:str='gelu', # 'gelu', 'silu', 'tanh' or 'none'
         scale:float=1., # LayerNorm's weight at the start; see `gain`
-        **kw, # layer, n_layers and a variant's own numbers
+        **kw, # layer, n_layers
     ):
-        super().__init__(d_in, d_out, activation=activation, scale=scale, **kw)
+        super().__init__(d_in, d_out, **kw)
+        self.config |= dict(activation=activation, scale=scale)
         self.linear, self.norm, self.act = nn.Linear(d_in, d_out), nn.LayerNorm(d_out), act(activation)
         nn.init.constant_(self.norm.weight, scale)
 
@@ -219,7 +219,7 @@ class AudioProjector(Projector):
         "States of one layer to vectors"
         return self.act(self.norm(self.linear(x)))
 
-# %% ../../omni_nbs/41_projector.adapter.ipynb #5d19356e
+# %% ../../omni_nbs/41_projector.adapter.ipynb #aa5d7741
 class MLPProjector(Projector):
     "Two layers: Linear, activation, Linear, LayerNorm"
     kind = 'mlp'
@@ -231,7 +231,8 @@ class MLPProjector(Projector):
         scale:float=1., # LayerNorm's weight at the start, which is the size of the vectors
         **kw, # layer, n_layers
     ):
-        super().__init__(d_in, d_out, hidden=hidden, activation=activation, scale=scale, **kw)
+        super().__init__(d_in, d_out, **kw)
+        self.config |= dict(hidden=hidden, activation=activation, scale=scale)
         h = hidden or d_out
         self.up, self.act, self.down, self.norm = nn.Linear(d_in, h), act(activation), nn.Linear(h, d_out), nn.LayerNorm(d_out)
         nn.init.constant_(self.norm.weight, scale)
@@ -242,7 +243,7 @@ class MLPProjector(Projector):
         "States of one layer to vectors"
         return self.norm(self.down(self.act(self.up(x))))
 
-# %% ../../omni_nbs/41_projector.adapter.ipynb #068f3e50
+# %% ../../omni_nbs/41_projector.adapter.ipynb #55dd51f6
 class GatedProjector(AudioProjector):
     "A projected state `rep` and the decoder's own embedding `emb` of the same characters: rep·g + emb·(1−g), g from both (LLaMA-Omni 2, Fang et al. 2025)"
     kind, needs_own = 'gated', True
@@ -252,7 +253,8 @@ class GatedProjector(AudioProjector):
         bias:float=0., # Where the gate begins: 0 is half of each, −3 is nearly all the decoder's own
         **kw, # activation, scale, layer, n_layers
     ):
-        super().__init__(d_in, d_out, bias=bias, **kw)
+        super().__init__(d_in, d_out, **kw)
+        self.config |= dict(bias=bias)
         self.gate = nn.Linear(2*d_out, d_out)
         nn.init.constant_(self.gate.bias, bias)
 
@@ -306,7 +308,7 @@ class Look(nn.Module):
         x = x + self.out(got.transpose(1, 2).flatten(2))
         return x + self.mlp(x)
 
-# %% ../../omni_nbs/41_projector.adapter.ipynb #f848948a
+# %% ../../omni_nbs/41_projector.adapter.ipynb #18f8ea2b
 class Resampler(Projector):
     "One query for each of the decoder's own tokens, made of its place alone, looks at the LLM's states (after Perceiver and Flamingo)"
     kind, needs_own = 'resampler', True
@@ -319,7 +321,8 @@ class Resampler(Projector):
         scale:float=1., # Last LayerNorm's weight at the start, which is the size of the vectors
         **kw, # layer, n_layers
     ):
-        super().__init__(d_in, d_out, width=width, n_heads=n_heads, layers=layers, scale=scale, **kw)
+        super().__init__(d_in, d_out, **kw)
+        self.config |= dict(width=width, n_heads=n_heads, layers=layers, scale=scale)
         width = width or max(1, min(512, d_out//2)//n_heads)*n_heads
         if width%n_heads: raise SoundlmError(f"Got width {width} for {n_heads} heads, expected a multiple of {n_heads}")
         self.place, self.enter, self.calm = nn.Linear(32, width), nn.Linear(d_in, width), nn.LayerNorm(width)
