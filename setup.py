@@ -18,6 +18,7 @@ extras = dict(
     judges='laion-clap frechet-audio-distance encodec torchmetrics onnxruntime requests hear21passt'.split(),
     speech=['espeakng-loader'], # espeak-ng is GPL, so it is never a core dependency
     gguf=['gguf>=0.17', 'accelerate'],
+    llamacpp=['llama-cpp-python>=0.3.16', 'gguf>=0.17'], # built from source: notebook 40 says how
     qwen3tts=['qwen-tts>=0.1.1'], # it pins an older transformers: give it an environment of its own
     wandb=['wandb>=0.19'])
 scripts = ['soundlm=soundlm.cli:main', *(f'soundlm_{o}=soundlm.build:{o}' for o in ('prepare','docs','check','execute'))]

@@ -38,7 +38,7 @@ def test_settings_are_the_source(dist):
     assert importlib.import_module('soundlm').__version__==cfg['version']
 
 def test_extras(dist):
-    assert set(dist['extras_require']) == {'dev','judges','speech','gguf','qwen3tts','wandb'}
+    assert set(dist['extras_require']) == {'dev','judges','speech','gguf','llamacpp','qwen3tts','wandb'}
     core = {norm(re.match(r'[\w.-]+', r)[0]) for r in dist['install_requires']}
     assert 'espeakng-loader' not in core and 'nbdev' not in core
 
