@@ -21,7 +21,7 @@ twins = {'facebook/encodec_32khz':'encodec_32khz-tiny', 'hubertsiuzdak/snac_24kh
 # %% ../nbs/02_hub.ipynb #224d4a89
 kinds = {'mel-codec':'soundlm.codec:MelCodec', 'probe-key':'soundlm.metrics:KeyProbe', 'encodec':'soundlm.codec:EnCodec', 'snac':'soundlm.codec:Snac', 'bpe':'soundlm.omni.tokenizer:TextTokenizer', 'omni':'soundlm.omni.generate:MultimodalLLM',
     't5':'soundlm.music.text:TextEncoder', 'music-a':'soundlm.music.baseline:MusicA', 'music-b':'soundlm.music.fusion:MusicB', 'musicgen':'soundlm.music.fusion:MusicB', 'probe':'soundlm.metrics:Probe',
-    'recogniser':'soundlm.metrics:Recogniser', 'clap':'soundlm.music.rerank:Clap', 'llama':'soundlm.projector.features:FrozenLM'}
+    'recogniser':'soundlm.metrics:Recogniser', 'clap':'soundlm.music.rerank:Clap', 'llama':'soundlm.projector.features:FrozenLM', 'projector':'soundlm.projector.infer:SpokenLM'}
 
 # %% ../nbs/02_hub.ipynb #a4014943
 def kind_of(
@@ -219,7 +219,7 @@ def hub_error(
 ) -> HubError: # To be raised
     "An error that says why the hub did not help, and which twin does"
     if type(err).__name__=='GatedRepoError':
-        why,todo = 'it is gated', f"accept its licence on https://huggingface.co/{name} and run `hf auth login`"
+        why,todo = 'it is gated', f"accept its licence on https://huggingface.co/{name}, make a token on https://huggingface.co/settings/tokens and run `hf auth login`, or set HF_TOKEN"
     elif type(err).__name__ in ('RepositoryNotFoundError','RevisionNotFoundError','HFValidationError'):
         why,todo = 'the hub has no such model or revision', f"check the name. {near(name, twins)}".strip()
     else: why,todo = f"the hub cannot be reached: {str(err).strip().splitlines()[0] if str(err) else type(err).__name__}", 'connect to a network'
