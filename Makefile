@@ -6,6 +6,8 @@ DEPS := setup.py settings.ini constraints.txt
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(CI),-q) -c constraints.txt
 # what parity tests hold ours against; without what they pin, which does not fit this environment
 REFERENCES := frechet-audio-distance==0.3.4 laion-clap==1.1.7 torchlibrosa==0.1.0
+# qwen-tts pins a transformers that is not ours: both go to a folder beside the environment, and only its own tests look there
+QWEN := qwen-tts==0.1.1 transformers==4.57.3 tokenizers==0.22.2 huggingface-hub==0.36.2
 DEMO ?= reports/demo
 export PYTHONUTF8 := 1
 # a check is many small processes, so one thread each; what a user runs takes all cores
@@ -40,6 +42,12 @@ $(VENV)/dev.ok: $(DEPS) | $(VENV)/bin/python
 	$(PIP) --no-deps $(REFERENCES)
 	@touch $(VENV)/core.ok $@
 
+$(VENV)/qwen3tts.ok: Makefile | $(VENV)/dev.ok
+	$(call say,qwen-tts in a folder of its own)
+	rm -rf $(VENV)/qwen3tts
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --target $(VENV)/qwen3tts $(QWEN)
+	@touch $@
+
 demo: $(VENV)/core.ok
 	@$(BIN)/soundlm demo --out "$(DEMO)"
 
@@ -51,7 +59,7 @@ notebooks: $(VENV)/dev.ok
 	$(call say,notebooks of both folders)
 	@$(ONE) $(BIN)/soundlm_prepare --only_test
 
-pytest: $(VENV)/dev.ok
+pytest: $(VENV)/dev.ok $(VENV)/qwen3tts.ok
 	$(call say,pytest)
 	@$(ONE) $(BIN)/python -m pytest -q -p no:cacheprovider tests
 
@@ -60,7 +68,7 @@ docs: $(VENV)/dev.ok
 	@$(ONE) $(BIN)/soundlm_docs
 
 # one after the other, whatever -j says: the stages share two cores
-test: $(VENV)/dev.ok
+test: $(VENV)/dev.ok $(VENV)/qwen3tts.ok
 	@$(MAKE) --no-print-directory check
 	@$(MAKE) --no-print-directory notebooks
 	@$(MAKE) --no-print-directory docs
