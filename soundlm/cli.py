@@ -7,16 +7,17 @@ __all__ = ['app', 'public_sets', 'trainers', 'train_flags', 'benches', 'listenin
            'guard', 'say', 'progress', 'check_out', 'music_model', 'check_prompt', 'check_seconds', 'check_sampling',
            'check_sound', 'check_count', 'perform', 'listen_to', 'write_scores', 'music', 'demo_prompts', 'slug',
            'picture', 'write_clip', 'clip_html', 'heard_html', 'demo_page', 'peak_memory', 'demo', 'voice_model',
-           'check_speech', 'chunks_of', 'sink', 'stream_to', 'speak', 'transcribe', 'undone', 'tokenize', 'PublicSet',
-           'sets_named', 'ask', 'receive', 'download', 'archived', 'inside', 'unpack', 'fetch_set', 'data_table',
-           'data', 'train_music', 'train_text', 'train_judge', 'speech_clips', 'held_speech', 'codec_clips',
-           'train_mel', 'fresh_run', 'train_codec', 'train_encodec', 'train_snac', 'probe_lesson', 'train_probe_music',
-           'train_probe_key', 'digit_lessons', 'digit_scores', 'train_probe_digits', 'voice_names', 'voice_lesson',
-           'voice_scores', 'train_probe_voices', 'train_speech', 'train_options', 'check_numbers', 'train_part',
-           'train', 'codec_report', 'digits_kept', 'speech_codec_report', 'intervals', 'music_report', 'write_csv',
-           'judges', 'fusion_compare', 'about_music_b', 'fusion_long', 'watched', 'demo_cost', 'long_cost',
-           'speed_report', 'first_sound', 'omni_report', 'bench', 'evaluate', 'report', 'zoo_test', 'make', 'score',
-           'versions', 'devices', 'hub_state', 'zoo_lines', 'doctor', 'about', 'show_version', 'main']
+           'check_speech', 'chunks_of', 'sink', 'stream_to', 'speak', 'transcribe', 'spoken_model', 'own_sampler',
+           'project', 'undone', 'tokenize', 'PublicSet', 'sets_named', 'ask', 'receive', 'fetch_file', 'archived',
+           'inside', 'unpack', 'fetch_set', 'data_table', 'data', 'real_table', 'agreed', 'download', 'train_music',
+           'train_text', 'train_judge', 'speech_clips', 'held_speech', 'codec_clips', 'train_mel', 'fresh_run',
+           'train_codec', 'train_encodec', 'train_snac', 'probe_lesson', 'train_probe_music', 'train_probe_key',
+           'digit_lessons', 'digit_scores', 'train_probe_digits', 'voice_names', 'voice_lesson', 'voice_scores',
+           'train_probe_voices', 'train_speech', 'train_options', 'check_numbers', 'train_part', 'train',
+           'codec_report', 'digits_kept', 'speech_codec_report', 'intervals', 'music_report', 'write_csv', 'judges',
+           'fusion_compare', 'about_music_b', 'fusion_long', 'watched', 'demo_cost', 'long_cost', 'speed_report',
+           'first_sound', 'omni_report', 'bench', 'evaluate', 'report', 'zoo_test', 'make', 'score', 'versions',
+           'devices', 'hub_state', 'zoo_lines', 'doctor', 'about', 'show_version', 'main']
 
 # %% ../nbs/80_cli.ipynb #7b0eac6b
 import errno, inspect, io, os, re, sys, time, warnings
@@ -546,6 +547,69 @@ def transcribe(
     if not text: warnings.warn('nothing was heard in it', SoundlmWarning, stacklevel=2)
     print(text)
 
+# %% ../nbs/80_cli.ipynb #pr0j01
+def spoken_model(
+    name:str, # Zoo name, hub id or folder of a projector
+    text:str, # What it is going to say
+    **kw, # Passed to `load_spoken`: llm, decoder, backend, bits, device, other
+): # A `SpokenLM`
+    "Load a projector with its language model and its voice. Raises SoundlmError where they do not fit, or where the voice cannot read the text"
+    from soundlm import hub
+    from soundlm.omni.corpus import spell
+    from soundlm.projector.infer import load_spoken
+    if kw.get('decoder') is None and 'decoder' not in hub.read_config(hub.path(name)) or kw.get('decoder')=='omni': spell(text)
+    with progress(f'load {name}'): return load_spoken(name, **kw)
+
+def own_sampler(
+    voice, # A `SpeechDecoder`
+    asked:dict, # Fields of `Sampler` that somebody gave
+): # A `Sampler`, or None for the voice's own
+    "The voice's own way to draw, with what was asked for in it"
+    from soundlm.omni.generate import speech
+    if not asked: return None
+    if hasattr(voice, 'lm'): return replace(speech, **asked)
+    from soundlm.projector.qwen3tts import qwen_speech
+    return replace(qwen_speech, **asked)
+
+# %% ../nbs/80_cli.ipynb #pr0j02
+@command
+def project(
+    text:str, # What a language model reads and a voice says
+    *,
+    out:Path=Path('out.wav'), # The sound file: .wav, .flac, .ogg or .mp3 (with --stream .wav, or -: raw 16-bit mono samples at the voice's rate on stdout)
+    llm:str|None=None, # A language model: a name in the zoo or on the hub, a folder, or a .gguf file; the one that the projector was trained with by default
+    backend:str='auto', # What runs it: auto, transformers or llama.cpp
+    bits:int|None=None, # 4 or 8: its weights quantised (bitsandbytes, on a GPU)
+    any_llm:bool=False, # Take another language model than the projector was trained with, if its width fits
+    decoder:str|None=None, # omni, qwen3-tts or a folder; the voice that the projector was trained for by default
+    voice:str|None=None, # Who speaks; george by default where the voice is omni, nobody in particular where it is Qwen3-TTS
+    stream:bool=False, # Write the sound while it is being made, and say when it began
+    seed:int=0, # Another seed, another way to say it
+    temperature:float|None=None, # Higher is livelier and less clear; the voice's own by default
+    top_k:int|None=None, # Draw from the k likeliest codes; 0: from all
+    top_p:float|None=None, # Draw from the likeliest codes that hold this share; 0: from all
+    guidance:float|None=None, # How strongly the words count, where the voice is omni
+    model:str='projector', # A name in the zoo, on the hub, or a folder
+    device:str='auto', # auto, cpu, cuda or mps
+):
+    "Say what a frozen language model has read, through a projector."
+    if not text.strip(): raise SoundlmError("Got an empty text, expected something to say")
+    if str(out)!='-': check_out(out, endings=('.wav',) if stream else _sounds)
+    elif not stream: raise SoundlmError("Got output '-', which needs --stream: it is where sound goes while it is being made")
+    asked = {k:v for k,v in dict(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance).items() if v is not None}
+    check_sampling(asked)
+    m = spoken_model(model, text, llm=llm, decoder=decoder, backend=backend, bits=bits, device=device, other=any_llm)
+    from soundlm.audio import save
+    how = dict(voice=voice or ('george' if hasattr(m.decoder, 'lm') else None), seed=seed, sampler=own_sampler(m.decoder, asked))
+    start, hz = time.perf_counter(), m.decoder.sample_rate
+    if stream: length,first = stream_to(m.stream(text, **how), out, hz)
+    else:
+        save(out, wav := m.speak(text, **how), hz)
+        length = wav.shape[-1]/hz
+    took = time.perf_counter()-start
+    print(f"Wrote {out}: {length:.2f} s by {m.name} ({m.llm.name} → {m.decoder.name}, seed {seed}), {length/took:.2f} seconds of speech per second of computing"
+        + (f'; first audio after {first:.2f} s' if stream else ''), file=sys.stderr if str(out)=='-' else sys.stdout)
+
 # %% ../nbs/80_cli.ipynb #20da13a8
 @contextmanager
 def undone(
@@ -655,7 +719,7 @@ def receive(
     return total
 
 # %% ../nbs/80_cli.ipynb #58d425b2
-def download(
+def fetch_file(
     url:str, # What is wanted
     path:Path, # Where it goes
     home:str, # The page to name where it does not work
@@ -732,7 +796,7 @@ def fetch_set(
     places = [top/p for p in o.places]
     if all(p.exists() for p in places): return places
     check_out(top, folder=True)
-    path = download(o.url, cache_dir()/'downloads'/(name+''.join(Path(o.url).suffixes[-2:])), o.home)
+    path = fetch_file(o.url, cache_dir()/'downloads'/(name+''.join(Path(o.url).suffixes[-2:])), o.home)
     try:
         with undone(top), progress(f'unpack {name}'):
             top.mkdir(parents=True, exist_ok=True)
@@ -764,6 +828,43 @@ def data(
         had = all((top/p).exists() for p in public_sets[k].places)
         for p in fetch_set(k, top): print(f'Kept {p}, which was there' if had else f'Wrote {p}')
         print(f'{k}: {public_sets[k].licence}; {public_sets[k].home}')
+
+# %% ../nbs/80_cli.ipynb #d0wn01
+def real_table() -> str: # Lines of text
+    "Which real models there are, what they do, and which are here"
+    from huggingface_hub import try_to_load_from_cache
+    from soundlm.hub import twins
+    from soundlm.projector.infer import real_models
+    here = lambda k: any(isinstance(try_to_load_from_cache(k, f), str) for f in ('config.json', 'tokenizer.json'))
+    return '\n'.join(f"{k:34} {'here' if here(k) else '':5} {o.what}{f'; its twin here is {twins[k]}' if k in twins else ''}" for k,o in real_models.items())
+
+def agreed(
+    plans:list, # of `Wanted`
+    more:int, # Bytes to come
+    yes:bool=False, # Somebody agreed beforehand
+) -> bool: # Go on?
+    "Show what would be fetched, and ask"
+    for w in plans: print(f'{w.name:34} {w.size/1e9:7.2f} GB in {len(w.files)} files; licence {w.licence}; version {w.commit[:12]}')
+    print(f'to download: {more/1e9:.2f} GB'+('' if more else ', it is all here'))
+    if yes or not more: return True
+    try: return typer.confirm('Go on?')
+    except typer.Abort: return False
+
+# %% ../nbs/80_cli.ipynb #d0wn02
+@command
+def download(
+    names:list[str]|None=None, # Models by hub id, or by what is behind its slash; without a name, list them
+    *,
+    out:Path|None=None, # A folder, where each gets one of its own; by default the hub's cache, where every command finds them
+    revision:str|None=None, # A commit, tag or branch
+    yes:bool=False, # Do not ask
+    list_:bool=False, # List the models that this course has twins of
+):
+    "Fetch real models from the Hugging Face hub: sizes first, resumed if broken off, every file checked."
+    from soundlm.projector.infer import download as get
+    if list_ or not names: return print(real_table())
+    if out: check_out(out, folder=True)
+    for name,folder in zip(names, get(names, out, partial(agreed, yes=yes), revision)): print(f'{name}: every file checked, in {folder}')
 
 # %% ../nbs/80_cli.ipynb #40fa37d4
 def train_music(

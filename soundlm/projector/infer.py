@@ -241,7 +241,7 @@ def from_folder(cls:SpokenLM,
     res.trained = dict(config.get('parts') or {}) | ({'decoder': config['decoder']} if config.get('decoder') else {})
     return res
 
-# %% ../../omni_nbs/43_projector.infer.ipynb #81686be7
+# %% ../../omni_nbs/43_projector.infer.ipynb #3a2cd159
 def open_llm(
     spoken:SpokenLM, # Without an LLM
     llm=None, # A name, hub id, folder or .gguf; the one it was trained with if not given
@@ -265,11 +265,12 @@ def open_voice(
 ): # A `SpeechDecoder`
     "Bring the voice. Raises SoundlmError where it is not the one that the projector was trained for"
     from soundlm.projector.train import open_decoder
-    want = spoken.trained.get('omni') or spoken.trained.get('decoder') or {}
-    same = decoder is None or decoder in want.get('name', '').lower()
-    got = open_decoder(want.get('name', 'omni') if same else decoder, device)
-    if got.sha != want.get('sha') and not other:
-        raise SoundlmError(f"{spoken.name} was trained for the voice {want.get('name')!r} (weights {want.get('sha')}), got {got.name!r} (weights {got.sha}): leave --decoder out, or train a projector for this voice")
+    role = 'qwen3-tts' if 'decoder' in spoken.trained else 'omni'
+    want = spoken.trained.get('decoder' if role == 'qwen3-tts' else 'omni') or dict(name=role, sha='?')
+    todo = f"{spoken.name} was trained for the voice {want['name']!r} (vectors of {spoken.projector.d_out}), got %s: leave the decoder out, or train a projector for this voice"
+    if not other and decoder in {'omni', 'qwen3-tts'} - {role}: raise SoundlmError(todo % repr(decoder))
+    got = open_decoder(want['name'] if decoder in (None, role) else decoder, device)
+    if not other and got.sha != want['sha']: raise SoundlmError(todo % f"{got.name!r} (weights {got.sha}, expected {want['sha']})")
     return got
 
 # %% ../../omni_nbs/43_projector.infer.ipynb #87b44260
@@ -295,7 +296,7 @@ def load_spoken(
     res.check()
     return res
 
-# %% ../../omni_nbs/43_projector.infer.ipynb #4870cb70
+# %% ../../omni_nbs/43_projector.infer.ipynb #9dd9fa90
 @dataclass(frozen=True)
 class RealModel:
     "A model on the hub that something in this course is a small twin of"
@@ -318,7 +319,7 @@ def real_name(
     if name.count('/') == 1 and not name.startswith(('.', '/', '~')): return next((k for k in real_models if k.lower() == name.lower()), name)
     if name.lower() in short: return short[name.lower()]
     if (real := next((k for k, v in hub.twins.items() if v == name), None)): raise SoundlmError(f"Got {name!r}, which is in the zoo already: the model it stands for is {real}")
-    raise SoundlmError(f"Got model {name!r}, expected one of {', '.join(real_models)}, or another hub id (owner/name). {near(name, [*real_models, *short])}".strip())
+    raise SoundlmError(f"Got model {name!r}, expected one of {', '.join(real_models)}, or another hub id (owner/name). {near(name, real_models)}".strip())
 
 # %% ../../omni_nbs/43_projector.infer.ipynb #bb01a1a8
 @dataclass(frozen=True)
