@@ -13,7 +13,7 @@ core = '''torch>=2.9  fastcore>=1.8,<1.15 numpy>=1.26  transformers>=4.57  token
     snac>=1.2  soundfile>=0.12.1  soxr>=0.5  scipy>=1.11  librosa>=0.10.2  lightning>=2.5  symusic>=0.5.8,<0.6  pretty_midi>=0.2.10
     typer>=0.15  rich>=13  matplotlib>=3.8'''.split()
 extras = dict(
-    dev=cfg['nbdev_pins'].split() + '''jupyter  ipykernel  nbclient  pytest  hypothesis  gguf>=0.17
+    dev=cfg['nbdev_pins'].split() + '''jupyter  ipykernel  nbclient  pytest  hypothesis  gguf>=0.17  accelerate
         sphinx>=8,<10  myst-nb>=1.3  furo  sphinx-mathjax-offline  espeakng-loader  playwright>=1.45'''.split(), # notebooks speak with espeak-ng; the listening test is tried in a browser
     judges='laion-clap frechet-audio-distance encodec torchmetrics onnxruntime requests hear21passt'.split(),
     speech=['espeakng-loader'], # espeak-ng is GPL, so it is never a core dependency

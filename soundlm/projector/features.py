@@ -7,8 +7,8 @@ __all__ = ['Features', 'partition', 'check_texts', 'FrozenLM', 'around', 'dtype_
            'read_causal', 'gguf_header', 'check_gguf', 'gguf_tokenizer', 'open_gguf', 'LlamaCppLM', 'gguf_path',
            'load_llm', 'said_by', 'FeatureCache', 'same_features']
 
-# %% ../../omni_nbs/40_projector.features.ipynb #589bd749
-import contextlib, hashlib, io, json, weakref
+# %% ../../omni_nbs/40_projector.features.ipynb #58394674
+import contextlib, hashlib, io, json, re, sys, weakref
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -117,13 +117,20 @@ def frame(self:FrozenLM,
     said = around(tok.chat_template, **tok.special_tokens_map)
     return tuple(tok(o, add_special_tokens=False)['input_ids'] for o in said)
 
-# %% ../../omni_nbs/40_projector.features.ipynb #65d1dd54
+# %% ../../omni_nbs/40_projector.features.ipynb #89a6c2c4
 @patch
-def weights_hash(self:FrozenLM) -> str: # 12 hexadecimal digits
-    "Of all parameters as they are now: what was frozen has the same hash afterwards"
-    h = hashlib.sha256()
-    for k, v in sorted(self.model.state_dict().items()): h.update(k.encode() + v.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return h.hexdigest()[:12]
+def states(self:FrozenLM,
+    rows:list, # of lists of ids
+    layer:int|str=-1, # As in `read`
+) -> list: # of (n,d) or (n,L+1,d) tensors, one a row
+    "Hidden states of a batch, padded on the right: what comes later changes nothing before it"
+    pad = self.tokenizer.pad_token_id or 0
+    lens, most = [len(r) for r in rows], max(map(len, rows))
+    ids = torch.tensor([r + [pad]*(most - len(r)) for r in rows], device=self.device)
+    mask = torch.arange(most, device=self.device) < torch.tensor(lens, device=self.device)[:, None]
+    hs = self.model(input_ids=ids, attention_mask=mask.long(), output_hidden_states=True, use_cache=False, logits_to_keep=1).hidden_states
+    out = torch.stack([h.to(hs[-1].device) for h in hs], 2) if layer == 'all' else hs[layer]
+    return [o[:n] for o, n in zip(out, lens)]
 
 # %% ../../omni_nbs/40_projector.features.ipynb #81255de5
 @patch
@@ -147,20 +154,13 @@ def read(self:FrozenLM,
             done[j] = Features(texts[j], ids, spans, s[len(before):].float().cpu().clone())
     return [done[i] for i in range(len(texts))]
 
-# %% ../../omni_nbs/40_projector.features.ipynb #89a6c2c4
+# %% ../../omni_nbs/40_projector.features.ipynb #2ba98176
 @patch
-def states(self:FrozenLM,
-    rows:list, # of lists of ids
-    layer:int|str=-1, # As in `read`
-) -> list: # of (n,d) or (n,L+1,d) tensors, one a row
-    "Hidden states of a batch, padded on the right: what comes later changes nothing before it"
-    pad = self.tokenizer.pad_token_id or 0
-    lens, most = [len(r) for r in rows], max(map(len, rows))
-    ids = torch.tensor([r + [pad]*(most - len(r)) for r in rows], device=self.device)
-    mask = torch.arange(most, device=self.device) < torch.tensor(lens, device=self.device)[:, None]
-    hs = self.model(input_ids=ids, attention_mask=mask.long(), output_hidden_states=True, use_cache=False, logits_to_keep=1).hidden_states
-    out = torch.stack([h.to(hs[-1].device) for h in hs], 2) if layer == 'all' else hs[layer]
-    return [o[:n] for o, n in zip(out, lens)]
+def weights_hash(self:FrozenLM) -> str: # 12 hexadecimal digits
+    "Of all parameters as they are now: what was frozen has the same hash afterwards"
+    h = hashlib.sha256()
+    for k, v in sorted(self.model.state_dict().items()): h.update(k.encode() + v.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return h.hexdigest()[:12]
 
 # %% ../../omni_nbs/40_projector.features.ipynb #004aa79d
 def dtype_of(
@@ -188,19 +188,18 @@ def bits_config(
     how = dict(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_compute_dtype=torch.float16, bnb_4bit_use_double_quant=True) if bits == 4 else dict(load_in_8bit=True)
     return dict(quantization_config=BitsAndBytesConfig(**how), device_map={'': str(device)})
 
-# %% ../../omni_nbs/40_projector.features.ipynb #aabfbd96
-def quiet_transformers(): # A context manager
-    "No progress bars inside"
-    from contextlib import contextmanager
+# %% ../../omni_nbs/40_projector.features.ipynb #afb244dd
+@contextlib.contextmanager
+def quiet_transformers():
+    "No progress bars inside; whatever else is said comes afterwards"
     from transformers.utils import logging
-    @contextmanager
-    def inside():
-        was = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()
-        try: yield
-        finally:
-            if was: logging.enable_progress_bar()
-    return inside()
+    was, said = logging.is_progress_bar_enabled(), io.StringIO()
+    logging.disable_progress_bar()
+    try:
+        with contextlib.redirect_stderr(said): yield # reading a GGUF has a bar that cannot be switched off
+    finally:
+        if was: logging.enable_progress_bar()
+        if rest := [o for o in re.split(r'[\r\n]+', said.getvalue()) if o.strip() and 'de-quantizing' not in o]: print(*rest, sep='\n', file=sys.stderr)
 
 # %% ../../omni_nbs/40_projector.features.ipynb #6f25a3a8
 def read_causal(
@@ -281,7 +280,7 @@ def gguf_tokenizer(
     arch = head['general.architecture']
     return as_llama(byte_bpe({t: i for i, t in enumerate(tokens)}, merges), specials, head.get(f'{arch}.context_length', 2048), head.get('tokenizer.chat_template'))
 
-# %% ../../omni_nbs/40_projector.features.ipynb #d05feaf6
+# %% ../../omni_nbs/40_projector.features.ipynb #ff321b82
 @patch(cls_method=True)
 def from_gguf(cls:FrozenLM,
     path, # A .gguf file
@@ -289,9 +288,11 @@ def from_gguf(cls:FrozenLM,
     dtype='auto', # float32 on a CPU
     device='cpu', # Where it is loaded to
 ) -> FrozenLM:
-    "A GGUF unpacked by transformers. Raises HubError for what is none"
+    "A GGUF unpacked by transformers. Raises HubError for what is none, SoundlmError without the packages it needs"
+    from importlib.util import find_spec
     from transformers import AutoModelForCausalLM, AutoTokenizer
     path, device = Path(path).expanduser(), get_device(device)
+    if not find_spec('accelerate'): raise SoundlmError('GGUF files need the package accelerate, which is not installed: pip install "soundlm[gguf]"')
     head, where = check_gguf(path), dict(gguf_file=path.name, local_files_only=True)
     kind = dtype_of(dtype, device)
     make = lambda: (AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32 if kind == 'auto' else kind, **where),
@@ -344,6 +345,19 @@ class LlamaCppLM:
     def weights_hash(self): return self.sha
     def __repr__(self): return f"{type(self).__name__}({self.name}, {self.n_layers} layers of {self.dim}, {self.vocab:,} ids)"
 
+# %% ../../omni_nbs/40_projector.features.ipynb #1d51a2d1
+@patch
+def piece(self:LlamaCppLM,
+    i:int, # A token's id
+) -> bytes:
+    "The bytes of a token"
+    import ctypes
+    vocab = self.lib.llama_model_get_vocab(self.llm.model)
+    for size in (64, 4096):
+        buf = ctypes.create_string_buffer(size)
+        if (n := self.lib.llama_token_to_piece(vocab, i, buf, size, 0, True)) >= 0: return buf.raw[:n]
+    raise SoundlmError(f"Token {i} of {self.name} is longer than 4,096 bytes")
+
 # %% ../../omni_nbs/40_projector.features.ipynb #1f0168fb
 @patch
 def token_ids(self:LlamaCppLM,
@@ -360,19 +374,6 @@ def token_ids(self:LlamaCppLM,
     ends = np.cumsum([len(p) for p in parts]) - ahead
     return ids, partition([(0, int(starts[max(e, 1) - 1])) for e in ends], len(text))
 
-# %% ../../omni_nbs/40_projector.features.ipynb #1d51a2d1
-@patch
-def piece(self:LlamaCppLM,
-    i:int, # A token's id
-) -> bytes:
-    "The bytes of a token"
-    import ctypes
-    vocab = self.lib.llama_model_get_vocab(self.llm.model)
-    for size in (64, 4096):
-        buf = ctypes.create_string_buffer(size)
-        if (n := self.lib.llama_token_to_piece(vocab, i, buf, size, 0, True)) >= 0: return buf.raw[:n]
-    raise SoundlmError(f"Token {i} of {self.name} is longer than 4,096 bytes")
-
 # %% ../../omni_nbs/40_projector.features.ipynb #1597f51b
 @patch
 def frame(self:LlamaCppLM,
@@ -384,6 +385,22 @@ def frame(self:LlamaCppLM,
     if not template: raise SoundlmError(f"{self.name} has no chat template, expected one in its header: read with chat=False")
     t = self.head['tokenizer.ggml.tokens']
     return tuple(map(read, around(template, **{f'{k}_token': t[i] for k in ('bos', 'eos') if (i := self.head.get(f'tokenizer.ggml.{k}_token_id')) is not None})))
+
+# %% ../../omni_nbs/40_projector.features.ipynb #a94e49ef
+@patch
+def states(self:LlamaCppLM,
+    row:list, # (n) ids
+) -> Tensor: # (n,d) float32
+    "The last layer's states, not normalised to length 1. Raises SoundlmError where llama.cpp fails"
+    lib, n = self.lib, len(row)
+    batch = lib.llama_batch_init(n, 0, 1)
+    try:
+        batch.n_tokens = n
+        for i, t in enumerate(row): batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = t, i, 1, 0, 1 # logits: this token's vector is wanted
+        lib.llama_memory_clear(lib.llama_get_memory(self.llm.ctx), True)
+        if code := lib.llama_decode(self.llm.ctx, batch): raise SoundlmError(f"llama.cpp could not read {n} tokens of {self.name} (code {code}): try a shorter text")
+        return torch.from_numpy(np.ctypeslib.as_array(lib.llama_get_embeddings(self.llm.ctx), (n, self.dim)).copy())
+    finally: lib.llama_batch_free(batch)
 
 # %% ../../omni_nbs/40_projector.features.ipynb #5381ae96
 @patch
@@ -435,22 +452,6 @@ def load_llm(
     if bits: raise SoundlmError(f"Got bits={bits} for a GGUF, whose weights are quantised already: leave bits out")
     return LlamaCppLM(gguf_path(name), device=device) if backend == 'llama.cpp' else FrozenLM.from_gguf(gguf_path(name), dtype=dtype, device=device)
 
-# %% ../../omni_nbs/40_projector.features.ipynb #a94e49ef
-@patch
-def states(self:LlamaCppLM,
-    row:list, # (n) ids
-) -> Tensor: # (n,d) float32
-    "The last layer's states, not normalised to length 1. Raises SoundlmError where llama.cpp fails"
-    lib, n = self.lib, len(row)
-    batch = lib.llama_batch_init(n, 0, 1)
-    try:
-        batch.n_tokens = n
-        for i, t in enumerate(row): batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = t, i, 1, 0, 1 # logits: this token's vector is wanted
-        lib.llama_memory_clear(lib.llama_get_memory(self.llm.ctx), True)
-        if code := lib.llama_decode(self.llm.ctx, batch): raise SoundlmError(f"llama.cpp could not read {n} tokens of {self.name} (code {code}): try a shorter text")
-        return torch.from_numpy(np.ctypeslib.as_array(lib.llama_get_embeddings(self.llm.ctx), (n, self.dim)).copy())
-    finally: lib.llama_batch_free(batch)
-
 # %% ../../omni_nbs/40_projector.features.ipynb #7d8f0f17
 def said_by(
     llm, # A FrozenLM or a LlamaCppLM
@@ -497,21 +498,6 @@ def same_features(
     if any(have.get(k) != v for k, v in want.items() if k != 'model'):
         raise SoundlmError(f"{folder} holds features of {tell(have)}; expected those of {tell(want)}: choose another folder, or read with the model they are of")
     return have
-
-# %% ../../omni_nbs/40_projector.features.ipynb #1f7b425e
-@patch(cls_method=True)
-def open(cls:FeatureCache,
-    folder, # Of features
-    sha:str='', # Of the model that is expected
-    model:str='another model', # Its name, for the message
-) -> FeatureCache: # That reads what is there, without a model
-    "Features without their model. Raises SoundlmError where there are none, or another model's"
-    folder = Path(folder).expanduser()
-    if not (folder/'features.json').is_file(): raise SoundlmError(f"Got {folder}, expected a folder of features (with features.json): FeatureCache(llm, folder).read(texts) makes one")
-    same_features(folder, dict(model=model, sha=sha) if sha else {})
-    res = cls(None, folder)
-    res.layer = res.meta['layer']
-    return res
 
 # %% ../../omni_nbs/40_projector.features.ipynb #176516b9
 @patch
@@ -573,3 +559,18 @@ def pick(self:FeatureCache,
                 a, b = ends[(i := self.where[text_sha(t)][1])], ends[i + 1]
                 out[t] = Features(t, parts['ids'][a:b].tolist(), [tuple(s) for s in parts['spans'][a:b].tolist()], parts['states'][a:b].float())
     return [out[t] for t in texts]
+
+# %% ../../omni_nbs/40_projector.features.ipynb #1f7b425e
+@patch(cls_method=True)
+def open(cls:FeatureCache,
+    folder, # Of features
+    sha:str='', # Of the model that is expected
+    model:str='another model', # Its name, for the message
+) -> FeatureCache: # That reads what is there, without a model
+    "Features without their model. Raises SoundlmError where there are none, or another model's"
+    folder = Path(folder).expanduser()
+    if not (folder/'features.json').is_file(): raise SoundlmError(f"Got {folder}, expected a folder of features (with features.json): FeatureCache(llm, folder).read(texts) makes one")
+    same_features(folder, dict(model=model, sha=sha) if sha else {})
+    res = cls(None, folder)
+    res.layer = res.meta['layer']
+    return res
