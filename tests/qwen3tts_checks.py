@@ -1,7 +1,7 @@
 "Run by test_projector_qwen3tts.py in a process with qwen-tts: our decoder against the package's own classes, tiny and random"
 import logging
 import pytest, torch, torch.nn.functional as F
-from qwen3tts import texts, tiny_qwen
+from qwen3tts import qwen_classes, texts, tiny_qwen
 from soundlm.core import SoundlmError, TokenError
 from soundlm.projector.adapter import AudioProjector
 from soundlm.projector.decoder import conditioning
@@ -248,3 +248,39 @@ def test_errors(voice, uttered):
     with pytest.raises(SoundlmError, match='one each'): voice.loss(own(voice, texts[:2]), uttered[:1])
     for bad in (uttered[0][:8], uttered[0][:, :0], uttered[0] + 64, uttered[0].T):
         with pytest.raises(TokenError): voice.loss(own(voice, texts[:1]), [bad])
+
+# The memory plan's formulas against the package's classes, at their real size, on the meta device
+
+def real_config():
+    predictor = dict(vocab_size=2048, num_code_groups=16)
+    talker = dict(vocab_size=3072, hidden_size=2048, intermediate_size=6144, num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8, head_dim=128, num_code_groups=16, text_hidden_size=2048,
+        text_vocab_size=151936, rope_scaling=dict(rope_type='default', mrope_section=[24, 20, 20], interleaved=True), codec_language_id={}, spk_id={}, code_predictor_config=predictor)
+    return dict(talker_config=talker, speaker_encoder_config=dict(enc_dim=2048), tts_model_type='base')
+
+def test_memory_plan_counts_the_packages_parts():
+    from soundlm.projector import memory
+    m, Config, t, Codec, _ = qwen_classes()
+    with torch.device('meta'):
+        model = m.Qwen3TTSForConditionalGeneration(Config(**real_config()))
+        codec = t.Qwen3TTSTokenizerV2Model(Codec(encoder_config={}, decoder_config=dict(codebook_dim=512, hidden_size=512, intermediate_size=1024)))
+    talker, predictor, text, speaker, both = memory.qwen3tts_parts()
+    n = memory.count
+    assert sum(p.params for p in (talker, predictor, text, speaker)) == n(model)
+    assert predictor.params == n(model.talker.code_predictor) and speaker.params == n(model.speaker_encoder)
+    assert text.params == n(model.talker.model.text_embedding) + n(model.talker.text_projection)
+    assert memory.codec_decoder() == n(codec.decoder)
+    assert both.params == n(codec.encoder) + n(codec.decoder) + sum(b.numel() for k, b in codec.named_buffers() if 'quantizer' in k)
+
+def test_memory_plan_knows_what_the_package_keeps():
+    "Two blocks of the real width: what autograd holds on to, fp16 as bf16"
+    from dataclasses import replace
+    from soundlm.projector import memory
+    m, Config = qwen_classes()[:2]
+    c = real_config()
+    c['talker_config'] |= dict(num_hidden_layers=2, text_vocab_size=8)
+    c['talker_config']['code_predictor_config']['num_hidden_layers'] = 2
+    talker = m.Qwen3TTSForConditionalGeneration(Config(**c)).to(torch.bfloat16).requires_grad_(False).talker
+    for part, model, b, n in zip(memory.qwen3tts_parts(), (talker.model, talker.code_predictor.model), (1, 2), (48, 16)):
+        x = torch.randn(b, n, part.width, dtype=torch.bfloat16, requires_grad=True)
+        kept = memory.kept_by(lambda: model(inputs_embeds=x, use_cache=False).last_hidden_state, model.parameters())
+        assert memory.kept_bytes(replace(part, layers=2, vocab=0), b*n, stock=True) == pytest.approx(kept, rel=.1)
