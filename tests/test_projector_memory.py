@@ -69,12 +69,11 @@ def test_plan_refuses(kw):
     with pytest.raises(SoundlmError): budget(**kw)
 
 def test_full_width():
-    "The real widths, a process for each phase: within 20 % of the prediction"
-    rows = {r['phase']: r for r in full_width()}
-    assert set(rows) == {'read', 'train', 'both'}
+    "The real widths, a process for each phase: within 20 % of the prediction; the notebook runs both at once"
+    rows = {r['phase']: r for r in full_width(('read', 'train'))}
     for r in rows.values(): assert .8 < r['ratio'] < 1.2, r
     assert rows['read']['shapes']['states'] == [2, 16, 4096] and rows['train']['shapes']['vectors'] == [2, 16, 2048]
-    assert rows['train']['loss'] and rows['both']['loss']
+    assert rows['train']['loss'] > 0
 
 def test_full_width_says_what_failed():
-    with pytest.raises(SoundlmError, match='failed'): measured('read', rows=-1)
+    with pytest.raises(SoundlmError, match='failed'): measured('train', rows=-1)

@@ -423,7 +423,7 @@ def qwen_folder(
     if (folder/inside).is_file(): return folder
     raise HubError(f"Got {folder} without {inside}, expected a Qwen3-TTS of the 12 Hz kind, such as Qwen/Qwen3-TTS-12Hz-1.7B-Base")
 
-# %% ../../omni_nbs/46_projector.qwen3tts.ipynb #ebe01916
+# %% ../../omni_nbs/46_projector.qwen3tts.ipynb #52dd6208
 def load_qwen3tts(
     name:str='Qwen/Qwen3-TTS-12Hz-1.7B-Base', # A hub id or a folder
     device='auto', # 'auto', 'cpu', 'cuda' …
@@ -435,7 +435,8 @@ def load_qwen3tts(
     cls, dev = qwen_class(), get_device(device)
     folder = qwen_folder(name, revision)
     if dtype == 'auto': dtype = {'32-true':torch.float32, '16-mixed':torch.float16, 'bf16-mixed':torch.bfloat16}[precision(dev)]
-    stock = cls.from_pretrained(str(folder), device_map=str(dev), dtype=dtype)
+    where = {} if dev.type == 'cpu' else dict(device_map=str(dev)) # straight to the card, where there is one
+    stock = cls.from_pretrained(str(folder), dtype=dtype, **where)
     res = Qwen3TTSDecoder(stock.model, stock.processor.tokenizer, language)
     res.name, res.sha = str(name), hub.weights_sha(folder)
     return res.to(dev)
