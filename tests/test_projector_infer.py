@@ -104,16 +104,17 @@ def test_what_cannot_be_said(spoken, say, words):
 def test_words_that_a_voice_never_said_are_told(spoken):
     with pytest.warns(SoundlmWarning, match='george was recorded saying digits only'): spoken.script('hello three')
 
-def test_the_trained_one_is_understood():
+def test_the_trained_one_is_understood(monkeypatch):
     "Digit strings that no projector was trained on, by the independent recogniser; notebook 45 measures this with intervals"
     from soundlm.metrics import edit_distance
     from soundlm.projector.train import held_out
+    monkeypatch.setenv('SOUNDLM_ZOO', str(zoo))
     words = 'zero one two three four five six seven eight nine'.split()
     g, texts = rng('spoken-test', 0), []
     while len(texts) < 12:
         t = ' '.join(words[i] for i in g.integers(10, size=3))
         if held_out(t): texts.append(t)
-    trained, ears = I.load_spoken(zoo/'projector'), hub.load(zoo/'probe-digits')
+    trained, ears = I.load_spoken(), hub.load('probe-digits')
     errors = sum(edit_distance(ears.predict(w, 24_000), t.split()) for t, w in zip(texts, trained.speak(texts, 'george')))
     assert errors <= 5, f'{errors} of 36 digits'
 
