@@ -11,7 +11,7 @@ cfg = ini['DEFAULT']
 # Lower bounds only, except where a newer release is known to break; the versions that were tested together stand in constraints.txt
 core = '''torch>=2.9  fastcore>=1.8,<1.15 numpy>=1.26  transformers>=4.57  tokenizers>=0.22  datasets>=4  huggingface_hub>=0.34  safetensors>=0.5
     snac>=1.2  soundfile>=0.12.1  soxr>=0.5  scipy>=1.11  librosa>=0.10.2  lightning>=2.5  symusic>=0.5.8,<0.6  pretty_midi>=0.2.10
-    typer>=0.15  rich>=13  matplotlib>=3.8'''.split()
+    typer>=0.15  rich>=13  pyyaml>=6  matplotlib>=3.8'''.split()
 extras = dict(
     dev=cfg['nbdev_pins'].split() + '''jupyter  ipykernel  nbclient  pytest  hypothesis  gguf>=0.17  accelerate
         sphinx>=8,<10  myst-nb>=1.3  furo  sphinx-mathjax-offline  espeakng-loader  playwright>=1.45'''.split(), # notebooks speak with espeak-ng; the listening test is tried in a browser

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['folders', 'root', 'notebooks', 'read', 'write', 'directives', 'body', 'heading', 'colab_cells', 'is_colab',
-           'add_colab', 'colab', 'shown', 'page_name', 'relink', 'contents', 'report', 'players', 'site',
-           'text_outputs', 'readme_text', 'plain', 'run_notebook', 'clean', 'execute', 'rebuild', 'test_notebooks',
-           'prepare', 'copy_sources', 'differing', 'check', 'head', 'class_head', 'symbols', 'module_of', 'reference',
-           'link_names', 'page', 'section', 'toctrees', 'pages', 'docs']
+           'add_colab', 'colab', 'pack_pictures', 'shown', 'page_name', 'relink', 'contents', 'report', 'players',
+           'site', 'text_outputs', 'readme_text', 'plain', 'run_notebook', 'clean', 'execute', 'rebuild',
+           'test_notebooks', 'prepare', 'copy_sources', 'differing', 'check', 'head', 'class_head', 'symbols',
+           'module_of', 'reference', 'link_names', 'page', 'section', 'toctrees', 'pages', 'docs']
 
 # %% ../nbs/90_build.ipynb #aab7714b
 import ast, json, os, re, shutil, subprocess, sys, tempfile
@@ -129,6 +129,20 @@ def colab(
     top,cfg = top or root(), get_config()
     cfg = {k:cfg[k] for k in ('user','repo','branch','git_url','nbdev_pins')}
     return [p for p in notebooks(top) if write(add_colab(read(p), p.relative_to(top).as_posix(), cfg), p)]
+
+# %% ../nbs/90_build.ipynb #2f407b43
+def pack_pictures(
+    top:Path|None=None, # The repository; this one by default
+) -> list[Path]: # The notebooks that changed
+    "Give the pictures in every notebook's outputs a palette"
+    from base64 import b64decode, b64encode
+    from soundlm.report import small_png
+    def packed(nb):
+        for o in (o for c in nb['cells'] for o in c.get('outputs', ()) if 'image/png' in o.get('data', {})):
+            old = b64decode(o['data']['image/png'])
+            if (new := small_png(old))!=old: o['data']['image/png'] = b64encode(new).decode()
+        return nb
+    return [p for p in notebooks(top or root()) if write(packed(read(p)), p)]
 
 # %% ../nbs/90_build.ipynb #7a566815
 def shown(
@@ -293,6 +307,7 @@ def rebuild() -> None:
     from nbdev.doclinks import nbdev_export
     top = root()
     colab(top)
+    pack_pictures(top)
     for o in folders: nbdev_export.__wrapped__(str(top/o))
     index = top/'nbs'/'index.ipynb'
     run_notebook(index)

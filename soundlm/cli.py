@@ -13,11 +13,11 @@ __all__ = ['app', 'public_sets', 'trainers', 'train_flags', 'benches', 'listenin
            'train_text', 'train_judge', 'speech_clips', 'held_speech', 'codec_clips', 'train_mel', 'fresh_run',
            'train_codec', 'train_encodec', 'train_snac', 'probe_lesson', 'train_probe_music', 'train_probe_key',
            'digit_lessons', 'digit_scores', 'train_probe_digits', 'voice_names', 'voice_lesson', 'voice_scores',
-           'train_probe_voices', 'train_speech', 'train_options', 'check_numbers', 'train_part', 'train',
-           'codec_report', 'digits_kept', 'speech_codec_report', 'intervals', 'music_report', 'write_csv', 'judges',
-           'fusion_compare', 'about_music_b', 'fusion_long', 'watched', 'demo_cost', 'long_cost', 'speed_report',
-           'first_sound', 'omni_report', 'bench', 'evaluate', 'report', 'zoo_test', 'make', 'score', 'versions',
-           'devices', 'hub_state', 'zoo_lines', 'doctor', 'about', 'show_version', 'main']
+           'train_probe_voices', 'train_speech', 'train_llm', 'train_projection', 'train_options', 'check_numbers',
+           'train_part', 'train', 'codec_report', 'digits_kept', 'speech_codec_report', 'intervals', 'music_report',
+           'write_csv', 'judges', 'fusion_compare', 'about_music_b', 'fusion_long', 'watched', 'demo_cost', 'long_cost',
+           'speed_report', 'first_sound', 'omni_report', 'projector_report', 'bench', 'evaluate', 'report', 'zoo_test',
+           'make', 'score', 'versions', 'devices', 'hub_state', 'zoo_lines', 'doctor', 'about', 'show_version', 'main']
 
 # %% ../nbs/80_cli.ipynb #7b0eac6b
 import errno, inspect, io, os, re, sys, time, warnings
@@ -294,9 +294,11 @@ def picture(
     "Write a spectrogram"
     from matplotlib.figure import Figure
     from soundlm.audio import draw
+    from soundlm.report import small_png
     fig = Figure(figsize=(7,2), dpi=72, layout='constrained')
     draw(wav, sample_rate, ax=fig.subplots())
-    with atomic(path) as tmp: fig.savefig(tmp)
+    fig.savefig(png := io.BytesIO())
+    with atomic(path) as tmp: tmp.write_bytes(small_png(png.getvalue()))
     return path.read_bytes()
 
 # %% ../nbs/80_cli.ipynb #9bebe950
@@ -1230,8 +1232,43 @@ def train_speech(
     trainer.train_omni(out, steps, seed, 'auto' if resume else None, tokens, sizes[tier](), codec=codec, **kw)
     return out/'model'
 
+# %% ../nbs/80_cli.ipynb #799588f5
+def train_llm(
+    out:Path, # Folder of the run
+    steps:int|None=None, # Optimiser steps
+    seed:int=0, # Of weights and order
+) -> Path: # Where the model is
+    "A tiny Llama that has read LJSpeech's transcripts and strings of digits"
+    from soundlm.projector import llama
+    return llama.train_llama(out/'llama-tiny', seed=seed, run=out, **({'steps':steps} if steps else {}))
+
+def train_projection(
+    out:Path, # Folder of the run
+    tier:str='tiny', # tiny, t4 or full
+    config:Path|None=None, # A YAML file with the numbers of the run
+    resume:bool=False, # Go on with the run in `out`
+    steps:int|None=None, # Optimiser steps
+    seed:int|None=None, # Of weights and data
+    lr:float|None=None, # Highest learning rate
+    clips:int|None=None, # Clips of each corpus that is made
+    precision:str|None=None, # auto, 32-true, bf16-mixed or 16-mixed
+    logger:str|None=None, # csv, wandb or none
+    device:str|None=None, # auto, cpu, cuda or mps
+) -> Path: # Where the model is
+    "The projector between a language model and a voice, with what an independent judge hears. Raises SoundlmError for a tier beside a file"
+    from soundlm import hub
+    from soundlm.projector import bench, train as training
+    kw = {k:v for k,v in dict(steps=steps, seed=seed, lr=lr, clips=clips, precision=precision, logger=logger, device=device).items() if v is not None}
+    sizes = dict(tiny=training.projector_tiny, t4=training.projector_t4, full=training.projector_full)
+    if tier not in sizes: raise SoundlmError(f"Got tier {tier!r}, expected one of {', '.join(sizes)}. {near(tier, sizes)}".strip())
+    if config and tier!='tiny': raise SoundlmError(f"Got --tier {tier} beside --config {config}, expected one of them: the file names all numbers")
+    c = training.config_from_yaml(config, **kw) if config else sizes[tier](**kw)
+    measure = (lambda m: bench.main_rows(m, hub.load('probe-digits'), 100)[0]) if 'qwen3' not in c.decoder else None
+    training.train_projector(c, out, 'auto' if resume else None, measure=measure)
+    return out/'model'
+
 # %% ../nbs/80_cli.ipynb #59f324da
-trainers = {'music-a':train_music, 'music-b':train_music, 't5-tiny':train_text, 'clap-tiny':train_judge, 'mel_32khz':train_mel, 'mel_24khz':train_mel, 'encodec_32khz-tiny':train_encodec, 'snac_24khz-tiny':train_snac, 'omni':train_speech, 'probe-music':train_probe_music, 'probe-key':train_probe_key,
+trainers = {'music-a':train_music, 'music-b':train_music, 't5-tiny':train_text, 'clap-tiny':train_judge, 'mel_32khz':train_mel, 'mel_24khz':train_mel, 'encodec_32khz-tiny':train_encodec, 'snac_24khz-tiny':train_snac, 'omni':train_speech, 'llama-tiny':train_llm, 'projector':train_projection, 'probe-music':train_probe_music, 'probe-key':train_probe_key,
     'probe-digits':train_probe_digits, 'probe-voices':train_probe_voices}
 
 def train_options(
@@ -1270,10 +1307,11 @@ def train_part(
 # %% ../nbs/80_cli.ipynb #c66653e4
 @command
 def train(
-    name:str, # music-a, music-b, omni, t5-tiny, clap-tiny, mel_32khz, mel_24khz, encodec_32khz-tiny, snac_24khz-tiny, probe-music, probe-digits or probe-voices
+    name:str, # music-a, music-b, omni, projector, llama-tiny, t5-tiny, clap-tiny, mel_32khz, mel_24khz, encodec_32khz-tiny, snac_24khz-tiny, probe-music, probe-digits or probe-voices
     *,
     out:Path|None=None, # The folder of the run; runs/NAME by default
     tier:str|None=None, # tiny (two CPU cores), t4 (one Colab T4) or full (many GPUs)
+    config:Path|None=None, # For projector: a YAML file with all numbers of the run
     steps:int|None=None, # Optimiser steps
     short_steps:int|None=None, # Steps on short crops that come before; 0: none
     resume:bool=False, # Go on with the run that is in the folder
@@ -1290,11 +1328,11 @@ def train(
     logger:str|None=None, # csv, wandb or none
     device:str|None=None, # auto, cpu, cuda or mps
 ):
-    "Train a model or one of its parts; Ctrl-C keeps a checkpoint of music-a, music-b and omni."
+    "Train a model or one of its parts; Ctrl-C keeps a checkpoint of music-a, music-b, omni and projector."
     given = {k:v for k,v in locals().items() if k not in ('name','out') and v is not None and v is not False}
     out = check_out(out or Path('runs')/name, folder=True)
     with undone(out): path = train_part(name, out, given)
-    use = next((c for k,c in (('music','music'), ('omni','speak')) if name.startswith(k)), None)
+    use = next((c for k,c in (('music','music'), ('omni','speak'), ('projector','project')) if name.startswith(k)), None)
     print(f'Wrote {path}: `soundlm {use} … --model ./{path}` uses it' if use else f'Wrote {path}')
 
 train_flags = set(inspect.signature(train).parameters)
@@ -1520,14 +1558,27 @@ def omni_report(
     return metrics.write_report(rows, out/'omni', dict(title='Omni', command='soundlm bench omni', n=clips, seed=0, model=f'{m.name} ({m.sha})', codec=m.codec.name, clips='omni-clips.csv',
         note='rates are shares of 1 with 95 % intervals: bootstrap over clips, Wilson where a clip is right or wrong'))
 
+# %% ../nbs/80_cli.ipynb #da0dd6f2
+def projector_report(
+    out:Path, # Folder of the reports
+    clips:int=300, # Digit strings; the other counts shrink with it
+) -> Path: # The Markdown file
+    "The projector: held-out digits by projected states, ablations, other files of the same model, cost"
+    from soundlm import hub, metrics
+    from soundlm.projector import bench
+    shas = [hub.weights_sha(hub.path(o)) for o in ('projector', 'llama-tiny', 'omni')]
+    rows = bench.report(cache_dir()/'bench-projector'/'-'.join([*shas, str(clips)]), clips)
+    return metrics.write_report(rows, out/'projector', dict(title='Projector', command='soundlm bench projector', n=clips, seed=0, model=f'projector ({shas[0]})', llm=f'llama-tiny ({shas[1]})', decoder=f'omni ({shas[2]})',
+        note='rates are shares of 1 with 95 % intervals over clips; rows of a section say the same strings with the same seeds, and the runs of the ablations are short: they compare, and are not the shipped projector'))
+
 # %% ../nbs/80_cli.ipynb #89fc1397
 benches = {'codec':codec_report, 'codec-speech':speech_codec_report, 'music-a':music_report, 'fusion-compare':fusion_compare, 'fusion-long':fusion_long,
     'fusion-guidance':about_music_b('fusion-guidance', 'Guidance', 'guidance_sections', 256), 'fusion-style':about_music_b('fusion-style', 'Audio prompts', 'style_sections', 128),
-    'fusion-rerank':about_music_b('fusion-rerank', 'Reranking', 'rerank_sections', 128), 'omni':omni_report, 'speed':speed_report}
+    'fusion-rerank':about_music_b('fusion-rerank', 'Reranking', 'rerank_sections', 128), 'omni':omni_report, 'projector':projector_report, 'speed':speed_report}
 
 @command
 def bench(
-    what:str='all', # codec, codec-speech, music-a, fusion-compare, -guidance, -style, -rerank, -long, omni, speed or all
+    what:str='all', # codec, codec-speech, music-a, fusion-compare, -guidance, -style, -rerank, -long, omni, projector, speed or all
     *,
     out:Path=Path('reports'), # The folder of the reports
     clips:int|None=None, # Fewer clips, for a quick look

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['held_strings', 'say_vectors', 'projected', 'vectors_of', 'own_vectors', 'judged', 'main_rows', 'sentence_rows',
-           'variations', 'shuffled', 'trained', 'ablation_rows', 'gguf_rows']
+           'variations', 'shuffled', 'trained', 'ablation_rows', 'gguf_rows', 'cost_rows', 'timed', 'report']
 
-# %% ../../omni_nbs/45_projector.bench.ipynb #9c5e9208
+# %% ../../omni_nbs/45_projector.bench.ipynb #7033ce50
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 import numpy as np
@@ -17,6 +18,7 @@ from fastcore.basics import patch
 from ..core import SoundlmError, track
 from ..metrics import bootstrap_mean, edit_distance, error_rate
 from ..omni.corpus import Sentences, digits, recorded
+from ..omni.dataset import Buckets
 from ..omni.generate import digit_row, listen_row, speech
 from .adapter import count, gather
 from .decoder import conditioning
@@ -211,3 +213,73 @@ def gguf_rows(
         return row, ids, wrong, read
     row, greedy, own, first = measure('folder, transformers', spoken.llm)
     return [row, *(measure(what, o if hasattr(o, 'read') else load_llm(str(o)), greedy, own)[0] for what, o in files.items())]
+
+# %% ../../omni_nbs/45_projector.bench.ipynb #c26e928b
+def cost_rows(
+    config:ProjectorConfig, # The base run
+    llm, # A `FrozenLM`
+    decoder, # An `OmniDecoder`
+    tokens:tuple, # (training, validation) lists of `TokenStore`
+    steps:int=10, # That are timed
+) -> list: # of dicts
+    "Seconds a step of the tiny pair: reading, aligning on texts, training through the voice, speaking"
+    texts = [t for t, _ in held_strings(64)]
+    with TemporaryDirectory() as tmp:
+        lessons = Lessons(tokens[0], FeatureCache(llm, Path(tmp)), decoder, config.seconds)
+        lessons.prefetch()
+        batches = Buckets(lessons, config.positions, config.seed)
+        task = ProjectorTask(start_projector(config, llm.dim, llm.n_layers, decoder), decoder, config)
+        opt = torch.optim.AdamW(task.projector.parameters())
+        def step(i):
+            opt.zero_grad(); task.loss(batches.batch([i % len(batches)]))['loss'].backward(); opt.step()
+        own = [decoder.text_vectors(t) for t in texts]
+        def align():
+            x = gather(lessons.read(texts), own)
+            vectors, mask = task.projector(x)
+            opt.zero_grad(); distance(vectors, task.targets(x, vectors), mask).backward(); opt.step()
+        items = held_strings(5)
+        spoken = say_vectors(decoder, own_vectors(decoder, items), items)
+        rows = [('the LLM reads 64 texts', lambda i: llm.read(texts, layer=config.layer)), ('a step on 64 texts alone', lambda i: align()), (f'a step through the voice ({config.positions} codes)', step),
+            (f'five strings said ({sum(map(len, spoken))} codes)', lambda i: say_vectors(decoder, own_vectors(decoder, items), items))]
+        return [dict(what=what) | timed(f, steps) | dict(threads=torch.get_num_threads(), learning=count(task.projector), frozen=count(llm.model) + count(decoder.module)) for what, f in rows]
+
+def timed(
+    f, # Called with the number of the run
+    runs:int=10, # After two that are not counted
+) -> dict: # seconds (median), quickest, slowest, GiB at most of the process
+    "How long, and how much memory at most so far"
+    from soundlm.projector.memory import memory_now
+    took = []
+    for i in range(runs + 2):
+        t = time.perf_counter()
+        f(i)
+        took.append(time.perf_counter() - t)
+    return dict(seconds=float(np.median(took[2:])), quickest=min(took[2:]), slowest=max(took[2:]), **{'GiB of the process, most': memory_now()[1]/2**30})
+
+# %% ../../omni_nbs/45_projector.bench.ipynb #fdbb9e3b
+def report(
+    out:Path, # Folder for the runs of the ablations; what is finished there is not trained again
+    clips:int=300, # Strings of three digits; all other counts shrink with it
+    steps:int=150, # Of each run of the ablations
+    seed:int=0, # Of everything drawn
+) -> dict: # section → rows
+    "All measurements of the projector"
+    from soundlm import hub
+    from soundlm.projector.infer import load_spoken
+    from soundlm.projector.llama import write_gguf
+    from soundlm.projector.memory import full_width, trainable
+    from soundlm.projector.train import stores
+    spoken, ears, share = load_spoken(), hub.load('probe-digits'), min(1., clips/300)
+    base = ProjectorConfig(steps=steps, val_every=max(1, steps//2), positions=2048, seed=seed, clips=max(24, round(6000*share)), device='cpu')
+    tokens = stores(base, spoken.decoder.codec)
+    some = max(4, round(100*share))
+    main, _ = main_rows(spoken, ears, clips, seed)
+    with TemporaryDirectory() as tmp:
+        files = {f'GGUF in {kind}': write_gguf(hub.path('llama-tiny'), Path(tmp)/f'{kind}.gguf', kind) for kind in ('F32', 'Q8_0')}
+        backends = ['transformers'] + ['llama.cpp']*bool(find_spec('llama_cpp'))
+        formats = gguf_rows(spoken, {f'{k}, {b}': load_llm(str(f), b) for k, f in files.items() for b in backends}, ears, some, seed)
+        if 'llama.cpp' not in backends: formats.append({'what': 'llama.cpp: skipped, `pip install "soundlm[llamacpp]"` builds it'})
+    ablations = ablation_rows(base, spoken.llm, spoken.decoder, ears, tokens, out, some, seed)
+    return {'Digits of held-out strings, heard by an independent judge': main, 'Held-out sentences, heard by the omni model itself': sentence_rows(spoken, max(4, round(60*share)), seed),
+        'Ablations: digits of held-out strings, heard by an independent judge': ablations, 'The same language model in other files': formats, 'Cost of the tiny pair': cost_rows(base, spoken.llm, spoken.decoder, tokens),
+        'The real widths on random weights of two layers': full_width(steps=3), 'Parameters of the real pair': [trainable()]}

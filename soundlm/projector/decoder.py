@@ -106,14 +106,14 @@ class OmniDecoder:
         self.lm.to(device)
         return self
 
-# %% ../../omni_nbs/39_projector.decoder.ipynb #630a74b2
+# %% ../../omni_nbs/39_projector.decoder.ipynb #20e252c6
 @patch
 def text_vectors(self:OmniDecoder,
     text:str, # In plain spelling
 ) -> tuple: # ((m,d) rows of the model's table, list of (start, end) characters)
     "The model's own embeddings of a text. Raises SoundlmError where nothing is to be said"
     e = self.lm.text.bpe.encode(' ' + text.strip(), add_special_tokens=False)
-    ids = self.lm.check_text(e.ids)
+    ids = self.lm.check_text(e.ids if text.strip() else [])
     return self.lm.emb.weight[torch.tensor(ids, device=self.device)].detach(), [(max(0, a - 1), b - 1) for a, b in e.offsets]
 
 @patch

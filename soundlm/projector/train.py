@@ -8,18 +8,20 @@ __all__ = ['english', 'ProjectorConfig', 'check_numbers', 'config_from_yaml', 'a
            'distance', 'align_first', 'open_decoder', 'start_projector', 'lessons_of', 'leave', 'train_projector',
            'projector_card', 'keep_projector']
 
-# %% ../../omni_nbs/42_projector.train.ipynb #898a24b8
+# %% ../../omni_nbs/42_projector.train.ipynb #c274a8d7
 import math, warnings
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
+import numpy as np
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 from .. import hub
 from ..core import SoundlmError, SoundlmWarning, cache_dir, get_device, has_fast_bf16_cpu, near, text_sha, track
+from ..metrics import show_value
 from ..omni.corpus import DigitStrings, Sentences, Words, digits, is_held, pairs_of, split_of, split_pairs, synthetic
 from ..omni.dataset import Buckets
 from .adapter import ProjectorInput, align, count, gain, gather, make_projector, projectors
@@ -181,13 +183,14 @@ def stores(
             side.append(TokenStore.load(tokenize(part, codec, folder, batch=16, shard=500), codec))
     return found
 
-# %% ../../omni_nbs/42_projector.train.ipynb #5cbf346e
+# %% ../../omni_nbs/42_projector.train.ipynb #36317bd1
 def held_out(
     text:str, # In plain spelling
 ) -> bool: # True for a tenth of the digit strings of three and more, and for the grammar's test sentences
     "What no projector may have read before it is measured"
     words = text.split()
-    return is_held(text, .1, 'projector') if len(words) > 2 and set(words) <= set(digits) else split_of(text) == 'test'
+    if set(words) <= set(digits): return len(words) > 2 and is_held(text, .1, 'projector')
+    return split_of(text) == 'test'
 
 # %% ../../omni_nbs/42_projector.train.ipynb #dda69a8e
 class Lessons:
@@ -313,7 +316,7 @@ def targets(self:ProjectorTask,
     "Where the decoder's own words lie: token by token for a resampler, by shared characters for the others"
     return x.own if self.projector.kind == 'resampler' else align(x.own, x.own_spans, x.own_mask, x.spans)
 
-# %% ../../omni_nbs/42_projector.train.ipynb #4307013e
+# %% ../../omni_nbs/42_projector.train.ipynb #71dea056
 def align_first(
     projector, # Trained in place
     lessons, # `Lessons`, of which only the texts are read
@@ -332,8 +335,8 @@ def align_first(
         far = distance(vectors, task.targets(x, vectors), mask)
         for g in opt.param_groups: g['lr'] = config.align_lr*lr_factor(s, config.align, .05)
         opt.zero_grad(); far.backward(); opt.step()
-        if s >= .9*config.align: last.append(float(far))
-    return sum(last)/len(last)
+        last.append(float(far.detach()))
+    return float(np.mean(last[-max(1, config.align//10):]))
 
 # %% ../../omni_nbs/42_projector.train.ipynb #7e2f64dc
 @patch
@@ -448,7 +451,7 @@ def train_projector(
     if save: keep_projector(task.projector.eval().cpu(), llm, decoder, config, run, Path(out)/'model', measure)
     return task.projector.eval(), run
 
-# %% ../../omni_nbs/42_projector.train.ipynb #6c769df1
+# %% ../../omni_nbs/42_projector.train.ipynb #8e6afed1
 def projector_card(
     spoken, # A `SpokenLM`
     config:ProjectorConfig, # As it was trained
@@ -482,7 +485,10 @@ def keep_projector(
             if nn.utils.parametrize.is_parametrized(m): nn.utils.parametrize.remove_parametrizations(m, 'weight')
     if config.train_decoder != 'none':
         decoder.module.save(Path(folder).parent/'decoder', hub.card('decoder', f'{decoder.name}, trained with a projector ({config.train_decoder}).', dict(steps=run.steps)))
-        decoder = open_decoder(str((Path(folder).parent/'decoder').resolve()))
+        decoder = open_decoder(where := str((Path(folder).parent/'decoder').resolve()))
+        decoder.name = decoder.module.name = where # so that `hub.load` finds it again
     if measure and not hasattr(llm, 'read'): llm = load_llm(config.llm, config.backend, config.bits, device=get_device(config.device))
     spoken = SpokenLM(llm, projector, decoder, chat=config.chat)
-    return spoken.save(folder, projector_card(spoken, config, run, measure(spoken) if measure else ()))
+    results = measure(spoken) if measure else ()
+    if not isinstance(results, dict): results = [{k: show_value(v) for k, v in r.items()} for r in results]
+    return spoken.save(folder, projector_card(spoken, config, run, results))
