@@ -8,6 +8,8 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(CI),-q) -
 REFERENCES := frechet-audio-distance==0.3.4 laion-clap==1.1.7 torchlibrosa==0.1.0
 # qwen-tts pins a transformers that is not ours: both go to a folder beside the environment, and only its own tests look there
 QWEN := qwen-tts==0.1.1 transformers==4.57.3 tokenizers==0.22.2 huggingface-hub==0.36.2
+# llama.cpp has no wheel: of its source only the library is built, once (pip keeps the wheel)
+LLAMA := -DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_COMMON=OFF -DLLAMA_BUILD_TESTS=OFF
 DEMO ?= reports/demo
 export PYTHONUTF8 := 1
 # a check is many small processes, so one thread each; what a user runs takes all cores
@@ -42,6 +44,11 @@ $(VENV)/dev.ok: $(DEPS) | $(VENV)/bin/python
 	$(PIP) --no-deps $(REFERENCES)
 	@touch $(VENV)/core.ok $@
 
+$(VENV)/llamacpp.ok: Makefile | $(VENV)/dev.ok
+	$(call say,llama.cpp from its source)
+	@CMAKE_ARGS="$(LLAMA)" $(PIP) -e ".[llamacpp]" || { test -z "$(CI)" && echo "llama.cpp could not be built (is there a C++ compiler?): its tests are left out"; }
+	@touch $@
+
 $(VENV)/qwen3tts.ok: Makefile | $(VENV)/dev.ok
 	$(call say,qwen-tts in a folder of its own)
 	rm -rf $(VENV)/qwen3tts
@@ -59,7 +66,7 @@ notebooks: $(VENV)/dev.ok
 	$(call say,notebooks of both folders)
 	@$(ONE) $(BIN)/soundlm_prepare --only_test
 
-pytest: $(VENV)/dev.ok $(VENV)/qwen3tts.ok
+pytest: $(VENV)/dev.ok $(VENV)/llamacpp.ok $(VENV)/qwen3tts.ok
 	$(call say,pytest)
 	@$(ONE) $(BIN)/python -m pytest -q -p no:cacheprovider tests
 
@@ -68,7 +75,7 @@ docs: $(VENV)/dev.ok
 	@$(ONE) $(BIN)/soundlm_docs
 
 # one after the other, whatever -j says: the stages share two cores
-test: $(VENV)/dev.ok $(VENV)/qwen3tts.ok
+test: $(VENV)/dev.ok $(VENV)/llamacpp.ok $(VENV)/qwen3tts.ok
 	@$(MAKE) --no-print-directory check
 	@$(MAKE) --no-print-directory notebooks
 	@$(MAKE) --no-print-directory docs

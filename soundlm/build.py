@@ -84,7 +84,7 @@ if 'google.colab' in sys.modules:
     repo = '/content/{repo}'
     if not os.path.exists(repo):
         !git clone -q --depth 1 -b {branch} {git_url} {{repo}}
-        !{{sys.executable}} -m pip install -q -e "{{repo}}[speech]" {pins}
+        !{{sys.executable}} -m pip install -q -e "{{repo}}[speech,gguf]" {pins}
     sys.path.insert(0, repo)
     os.chdir(repo+'/{folder}')'''
 
