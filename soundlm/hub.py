@@ -293,7 +293,7 @@ def load(
     if hasattr(res, 'eval'): res = res.eval()
     res.name = folder.resolve().name if str(name)[0] in './~' else str(name)
     res.sha = weights_sha(folder)
-    if parts or 'parts' in config: res.parts = load_parts(res.name, config.get('parts', {}), parts or {}, dev)
+    if parts or 'parts' in config: res.parts = load_parts(res.name, config.get('parts', {}), parts or {}, dev, folder)
     return res
 
 # %% ../nbs/02_hub.ipynb #3c5aadee
@@ -302,6 +302,7 @@ def load_parts(
     want:dict, # Role → {'name','sha'}, from its config
     have:dict, # Role → part already loaded
     device, # Where they go
+    folder:Path=Path('.'), # The model's own: a part named '../decoder' lies beside it
 ) -> dict: # Role → part; raises HubError if one is not what the model was trained on
     "The parts that a model was trained on, checked by their weights"
     text = lambda o, k: isinstance(o, dict) and isinstance(o.get(k), str)
@@ -311,7 +312,8 @@ def load_parts(
         raise HubError(f"Got parts {sorted(extra)}, but {name} was trained on {sorted(want) or 'no others'}: leave them out")
     res = {}
     for role,o in want.items():
-        part = have[role] if role in have else load(o['name'], device)
+        at = str((folder/o['name']).resolve()) if o['name'].startswith('.') else o['name']
+        part = have[role] if role in have else load(at, device)
         if part.sha!=o['sha']:
             raise HubError(f"{name} was trained on the {role} {o['name']!r} (weights {o['sha']}), got {part.name!r} (weights {part.sha}): "
                 "use the one it was trained on, or train the model on the new one")

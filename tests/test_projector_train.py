@@ -148,8 +148,9 @@ def test_a_decoder_that_learnt_is_kept_and_read_back(llm, voice, tokens, states,
     other = OmniDecoder(copy.deepcopy(voice.lm))
     c = T.ProjectorConfig(**small | dict(train_decoder='lora', lr=1e-2, align=0))
     T.train_projector(c, tmp_path/'run', llm=llm, decoder=other, lessons=tuple(T.Lessons(s, l.features, other) for s, l in zip(tokens, data)))
-    found = hub.load(str(tmp_path/'run'/'model'))
-    assert found.decoder.sha == hub.weights_sha(tmp_path/'run'/'decoder') != voice.sha
+    (tmp_path/'run').rename(tmp_path/'moved') # a run is one folder, wherever it lies
+    found = hub.load(str(tmp_path/'moved'/'model'))
+    assert found.decoder.sha == hub.weights_sha(tmp_path/'moved'/'decoder') != voice.sha
     torch.testing.assert_close(found.decoder.lm.trunk.blocks[0].attn.qkv.weight, other.lm.trunk.blocks[0].attn.qkv.weight, atol=1e-3, rtol=1e-2) # kept in fp16
 
 def test_saved_and_loaded(llm, voice, tokens, states, tmp_path):
@@ -169,9 +170,9 @@ def test_targets_of_real_tokenizers(llm, voice, tokens, states):
     from soundlm.projector.adapter import gather
     x = gather(features, [voice.text_vectors('three seven one')])
     assert len(features[0].ids) == 3
-    torch.testing.assert_close(task.targets(x, x.own), voice.text_vectors('three seven one')[0][None])
+    torch.testing.assert_close(task.targets(x), voice.text_vectors('three seven one')[0][None])
     task.projector.kind = 'resampler'
-    assert task.targets(x, x.own) is x.own
+    assert task.targets(x) is x.own
 
 def test_distance():
     a, mask = torch.randn(2, 3, 4), torch.tensor([[True, True, False], [True, False, False]])
@@ -182,7 +183,7 @@ def test_distance():
 def test_alignment_on_texts_alone(llm, voice, tokens, states):
     c, data = T.ProjectorConfig(**small | dict(align=120)), lessons(llm, voice, tokens, states)[0]
     p = T.start_projector(c, llm.dim, llm.n_layers, voice)
-    far = T.distance(*(lambda x, cond: (cond.vectors, T.ProjectorTask(p, voice).targets(x, cond.vectors), cond.mask))(*T.ProjectorTask(p, voice).project(data.batch(range(8)))))
+    far = T.distance(*(lambda x, cond: (cond.vectors, T.ProjectorTask(p, voice).targets(x), cond.mask))(*T.ProjectorTask(p, voice).project(data.batch(range(8)))))
     assert T.align_first(p, data, voice, c) < .7*float(far)
 
 # what is read
@@ -194,10 +195,12 @@ def test_held_out_strings_are_never_read(voice, llm, states, tokens):
 
 def test_held_out_strings_are_left_out(voice, llm, states, tmp_path):
     said = [' '.join(digits[int(d)] for d in f'{i:03}') for i in range(40)]
+    class DigitStrings(list): fingerprint = 'DigitStrings of this test'
     corpus = [dict(id=f'c{i}', text=t, wav=torch.rand(1, 4096)*.1, sample_rate=24_000, speaker='george', language='en', split='train') for i, t in enumerate(said)]
-    store = TokenStore.load(tokenize(corpus, voice.codec, tmp_path), voice.codec)
-    read = T.Lessons([store], FeatureCache(llm, states/'held'), voice).texts
+    made, yours = (TokenStore.load(tokenize(o, voice.codec, tmp_path/k), voice.codec) for k, o in dict(made=DigitStrings(corpus), yours=corpus).items())
+    read = T.Lessons([made], FeatureCache(llm, states/'held'), voice).texts
     assert sorted(read) == sorted(t for t in said if not T.held_out(t)) and len(read) < 40
+    assert len(T.Lessons([yours], FeatureCache(llm, states/'held'), voice)) == 40 # a user's own corpus is read whole
 
 def test_what_cannot_be_spelled_is_left_out(voice, llm, states, tmp_path):
     rows = [dict(id=str(i), text=t, wav=torch.rand(1, 4096)*.1, sample_rate=24_000, language=l, split='train') for i, (t, l) in enumerate((('good morning', 'en'), ('5 %', 'en'), ('guten morgen', 'de'), ('', 'en')))]
@@ -242,6 +245,39 @@ def test_yaml_round_trip(tmp_path_factory, kw):
 def test_bad_yaml(text, said, tmp_path):
     (tmp_path/'c.yaml').write_text(text)
     with pytest.raises(SoundlmError, match=said): T.config_from_yaml(tmp_path/'c.yaml')
+
+@pytest.mark.parametrize('kw, said', ((dict(activation='geluu'), 'Did you mean gelu'), (dict(layer=2.5), 'layer'), (dict(layer=-2), 'layer'), (dict(hidden=-5), 'hidden'), (dict(hidden='many'), 'hidden'), (dict(ce=float('nan')), 'ce='), (dict(data=(3,)), 'data'),
+    (dict(decoder='qwen3-tts', perceptual=1.), 'soft path'), (dict(decoder='Qwen/Qwen3-TTS-12Hz-1.7B-Base', train_decoder='all'), 'own tools')))
+def test_numbers_are_refused_before_anything_is_made(kw, said):
+    with pytest.raises(SoundlmError, match=said): T.ProjectorConfig(**kw)
+
+def test_a_run_goes_on_with_its_own_numbers(llm, voice, tokens, states, tmp_path):
+    data = lessons(llm, voice, tokens, states)
+    T.train_projector(T.ProjectorConfig(**small), tmp_path, llm=llm, decoder=voice, lessons=data, save=False)
+    for change in (dict(lr=.5), dict(align=5), dict(activation='none'), dict(perceptual=1.)):
+        with pytest.raises(SoundlmError, match=f'Cannot go on with {next(iter(change))}='): T.train_projector(T.ProjectorConfig(**small | change), tmp_path, 'auto', llm, voice, data, save=False)
+    assert T.config_from_yaml(tmp_path/'config.yaml') == T.ProjectorConfig(**small)
+
+def test_nothing_of_the_codec_learns_by_listening(llm, voice, tokens, states, tmp_path):
+    before = voice.weights_hash()
+    T.train_projector(T.ProjectorConfig(**small | dict(perceptual=1.)), tmp_path, llm=llm, decoder=voice, lessons=lessons(llm, voice, tokens, states), save=False)
+    assert voice.weights_hash() == before and all(p.grad is None and not p.requires_grad for p in voice.codec.parameters())
+    voice.codec.mean[0] += 1 # the hash covers the codec
+    try: assert voice.weights_hash() != before
+    finally: voice.codec.mean[0] -= 1
+
+def test_nothing_of_a_snac_learns_by_listening():
+    "The soft path through a convolutional codec: gradients reach the probabilities and stop there"
+    from soundlm.omni.trainer import build
+    from soundlm.omni.tokenizer import beside
+    from soundlm.omni.trainer import omni_tiny
+    text, codec = hub.load('bpe-tiny'), hub.load('snac_24khz-tiny')
+    d = OmniDecoder(build(text, beside(text, codec), omni_tiny(n_layers=1)))
+    c = own(d, ['three'], [None])
+    leaf = c.vectors.clone().requires_grad_()
+    soft, hard = d.probabilities(replace(c, vectors=leaf), [d.codes([[5]*8, [6]*16, [7]*32])])
+    mel_scales(soft_mel(codec, soft), soft_mel(codec, [torch.nn.functional.one_hot(h, 4096).float() for h in hard])).backward()
+    assert leaf.grad.abs().sum() > 0 and all(p.grad is None for m in (codec.model, d.module) for p in m.parameters())
 
 def test_missing_yaml(tmp_path):
     with pytest.raises(SoundlmError, match='Cannot read'): T.config_from_yaml(tmp_path/'none.yaml')

@@ -6,7 +6,7 @@
 __all__ = ['held_strings', 'say_vectors', 'projected', 'vectors_of', 'own_vectors', 'judged', 'main_rows', 'sentence_rows',
            'variations', 'shuffled', 'trained', 'ablation_rows', 'gguf_rows', 'cost_rows', 'timed', 'report']
 
-# %% ../../omni_nbs/45_projector.bench.ipynb #7033ce50
+# %% ../../omni_nbs/45_projector.bench.ipynb #7ae9a093
 import time
 from dataclasses import replace
 from importlib.util import find_spec
@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from fastcore.basics import patch
-from ..core import SoundlmError, track
+from ..core import SoundlmError, rng, text_sha, track
 from ..metrics import bootstrap_mean, edit_distance, error_rate
 from ..omni.corpus import Sentences, digits, recorded
 from ..omni.dataset import Buckets
@@ -26,19 +26,20 @@ from .features import FeatureCache, load_llm
 from .train import ProjectorConfig, Lessons, distance, english, held_out, start_projector, train_projector, ProjectorTask
 from ..sample import Sampler
 
-# %% ../../omni_nbs/45_projector.bench.ipynb #15eb544e
+# %% ../../omni_nbs/45_projector.bench.ipynb #b7b3e3fd
 def held_strings(
     n:int=300, # How many
     length:int=3, # Digits in each
     seed:int=0, # Of the draw
 ) -> list: # of (text, voice)
-    "Digit strings that no projector has read, for the recorded voices in turn"
-    from soundlm.core import rng
-    g, out = rng('held-strings', length, seed), []
-    while len(out) < n:
-        text = ' '.join(digits[int(d)] for d in g.integers(10, size=length))
-        if held_out(text): out.append((text, recorded[len(out) % len(recorded)]))
-    return out
+    "Held-out strings, each in a voice, none of these pairs twice. Raises SoundlmError where there are not so many"
+    g = rng('held-strings', length, seed)
+    if length <= 3: texts = [' '.join(digits[int(d)] for d in f'{i:0{length}}') for i in range(10**length)]
+    else: texts = list(dict.fromkeys(' '.join(digits[int(d)] for d in g.integers(10, size=length)) for _ in range(40*n)))
+    texts = [t for t in texts if held_out(t)]
+    pairs = [(t, recorded[(i + k) % len(recorded)]) for k in range(len(recorded)) for i, t in enumerate(texts[j] for j in g.permutation(len(texts)))]
+    if len(set(pairs)) < n: raise SoundlmError(f"Got n={n}, expected at most {len(set(pairs))}: so many held-out strings of {length} digits are there, in {len(recorded)} voices")
+    return list(dict.fromkeys(pairs))[:n]
 
 # %% ../../omni_nbs/45_projector.bench.ipynb #66c3599b
 @torch.inference_mode()
@@ -150,7 +151,7 @@ def shuffled(
     "What another text would have been given"
     return vectors[1:] + vectors[:1]
 
-# %% ../../omni_nbs/45_projector.bench.ipynb #3ad528a7
+# %% ../../omni_nbs/45_projector.bench.ipynb #e8b58ef9
 def trained(
     what:str, # For the folder
     config:ProjectorConfig, # Everything
@@ -160,7 +161,7 @@ def trained(
     out:Path, # Folder of all runs; what is finished there is not trained again
 ) -> tuple: # (projector, validation losses)
     "One run of the table"
-    folder = Path(out)/''.join(c if c.isalnum() else '-' for c in what)
+    folder = Path(out)/f"{''.join(c if c.isalnum() else '-' for c in what)}-{text_sha(repr(config))}" # another configuration is another run
     cache = FeatureCache(llm, Path(out)/'states'/f'{config.layer}-{config.chat}', layer='all' if config.layer == 'mix' else config.layer, chat=config.chat)
     lessons = tuple(Lessons(s, cache, decoder, config.seconds) for s in tokens)
     projector, run = train_projector(config, folder, 'auto', llm, decoder, lessons, save=False)

@@ -45,15 +45,16 @@ def conditioning(
     mask = torch.arange(max(map(len, rows)))[None] < torch.tensor([len(r) for r in rows])[:, None]
     return Conditioning(nn.utils.rnn.pad_sequence(rows, batch_first=True), mask.to(rows[0].device), tuple(voices) or (None,)*len(rows))
 
-# %% ../../omni_nbs/39_projector.decoder.ipynb #68f3714d
+# %% ../../omni_nbs/39_projector.decoder.ipynb #c3be1c6c
 class SpeechDecoder(Protocol):
     "A frozen model that speaks from vectors"
     name:str # For messages and cards
     sha:str # Of its weights
     dim:int # Width of its text embeddings
     sample_rate:int # Hz
+    frame_rate:float # Frames of codes a second
     codec:object # What a corpus is tokenized with (see `soundlm.codec`), so that token stores serve every decoder
-    module:nn.Module # All that is frozen
+    module:nn.Module # The frozen model
     def spell(self, text:str) -> str: ... # The text as it reads it
     def text_vectors(self, text:str) -> tuple: ... # ((m,d) its own embeddings, the characters (start, end) of each)
     def codes(self, books:list): ... # Codes as `loss` takes them, of a row of a token store: (t·r,) for each codebook
@@ -81,7 +82,7 @@ def check_width(
     "Raises SoundlmError where vectors are of another width than the decoder's"
     if vectors.shape[-1] != dim: raise SoundlmError(f"Got vectors of width {vectors.shape[-1]}, expected {dim} for {name}: this projector was made for another decoder; train one with d_out={dim}")
 
-# %% ../../omni_nbs/39_projector.decoder.ipynb #0371371a
+# %% ../../omni_nbs/39_projector.decoder.ipynb #eabaf4f1
 class OmniDecoder:
     "The omni model, speaking from vectors in the place of its words' embeddings"
     def __init__(self,
@@ -90,7 +91,8 @@ class OmniDecoder:
         slot_weights:tuple=(8, 3, .7, .7, 3, .7, .7), # In the loss, one for each place within a frame: those the model was trained with
     ):
         self.lm, self.language, self.slot_weights = lm.whole().eval().requires_grad_(False), language, slot_weights
-        self.name, self.sha, self.dim, self.sample_rate = lm.name, lm.sha, lm.emb.embedding_dim, lm.sounds.sample_rate
+        self.name, self.sha, self.dim, self.sample_rate, self.frame_rate = lm.name, lm.sha, lm.emb.embedding_dim, lm.sounds.sample_rate, lm.sounds.frame_rate
+        if isinstance(lm.codec, nn.Module): lm.codec.eval().requires_grad_(False) # a loss that listens goes through it
         if len(slot_weights) != lm.period: raise SoundlmError(f"Got {len(slot_weights)} slot weights, expected {lm.period}: one for each id of a frame")
     @property
     def device(self): return self.lm.emb.weight.device
@@ -98,12 +100,13 @@ class OmniDecoder:
     def codec(self): return self.lm.codec
     @property
     def module(self): return self.lm
-    def weights_hash(self): return weights_hash(self.lm)
+    def weights_hash(self): return text_sha(' '.join(weights_hash(m) for m in (self.lm, self.codec) if isinstance(m, nn.Module)))
     def voices(self): return self.lm.voices()
     def spell(self, text): return spell(text, self.language)
     def longest(self, text): return self.lm.longest(text)
     def to(self, device):
-        self.lm.to(device)
+        for m in (self.lm, self.codec):
+            if isinstance(m, nn.Module): m.to(device)
         return self
 
 # %% ../../omni_nbs/39_projector.decoder.ipynb #20e252c6
@@ -273,7 +276,7 @@ def probabilities(self:OmniDecoder,
         hard.append(torch.stack([y[:, s::period] - (self.lm.vocab_size + self.lm.book(s)*K) for s in at], 2).flatten(1, 2))
     return soft, hard
 
-# %% ../../omni_nbs/39_projector.decoder.ipynb #b8cfac09
+# %% ../../omni_nbs/39_projector.decoder.ipynb #f1fe3a8d
 def soft_mel(
     codec, # A `MelCodec` or a `Snac`
     soft:list, # of (b,t·r,K) probabilities
@@ -290,8 +293,9 @@ def mel_scales(
     b:Tensor, # Likewise
     sample_rate:int=24_000, # Hz of audio
 ) -> Tensor: # scalar
-    "L1 between log-mel energies at several scales: frames pooled over 1, 2, 4 and 8 steps, or four windows of a wave"
+    "L1 between log-mel energies at several scales: frames pooled over 1, 2, 4 and 8 steps, or windows of 512, 1024 and 2048 samples"
     if a.shape[1] != 1: return torch.stack([F.l1_loss(*(F.avg_pool1d(o.transpose(1, 2), n) for o in (a, b))) for n in (1, 2, 4, 8) if n <= a.shape[1]]).mean()
     from soundlm.metrics import mel_spectrogram
     pairs = ([(mel_spectrogram(o[:, 0], sample_rate, s, s//4, s//32) + 1e-3).log() for o in (a, b)] for s in (512, 1024, 2048) if s <= a.shape[-1])
+    if a.shape[-1] < 512: raise SoundlmError(f"Got {a.shape[-1]} samples to compare, expected 512 or more")
     return torch.stack([F.l1_loss(*p) for p in pairs]).mean()
