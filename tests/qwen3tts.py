@@ -19,6 +19,15 @@ def qwen_classes():
     from qwen_tts.inference.qwen3_tts_tokenizer import Qwen3TTSTokenizer
     return m, Qwen3TTSConfig, t, Qwen3TTSTokenizerV2Config, Qwen3TTSTokenizer
 
+def datasets_beside_an_older_hub():
+    "An environment of its own gets a `datasets` that fits its huggingface_hub; this folder borrows the newer one, which wants names for the hub's buckets that nothing here calls"
+    import importlib
+    for where, names in {'errors': ['BucketNotFoundError'], 'hf_file_system': ['HfFileSystemResolvedBucketPath', 'HfFileSystemResolvedRepositoryPath']}.items():
+        m = importlib.import_module(f'huggingface_hub.{where}')
+        for n in names: hasattr(m, n) or setattr(m, n, type(n, (Exception,), {}))
+    import httpx, huggingface_hub.utils
+    huggingface_hub.utils.httpx = httpx
+
 specials = '<|im_start|>', '<|im_end|>', '<|endoftext|>', '<tts_pad>', '<tts_text_bos>', '<tts_text_eod>'
 
 def tiny_tokenizer(texts, size=330):

@@ -1,7 +1,7 @@
 "Run by test_projector_qwen3tts.py in a process with qwen-tts: our decoder against the package's own classes, tiny and random"
 import logging
 import pytest, torch, torch.nn.functional as F
-from qwen3tts import qwen_classes, texts, tiny_qwen
+from qwen3tts import datasets_beside_an_older_hub, qwen_classes, texts, tiny_qwen
 from soundlm.core import SoundlmError, TokenError
 from soundlm.projector.adapter import AudioProjector
 from soundlm.projector.decoder import conditioning
@@ -178,7 +178,7 @@ def test_only_the_projector_learns(voice, uttered):
         opt.zero_grad(); out['loss'].backward(); opt.step()
         losses.append(float(out['loss'].detach()))
     assert losses[-1] < losses[0]*.8, losses
-    assert all(p.grad is None and not p.requires_grad for p in voice.parameters()) and all(p.grad.abs().sum() > 0 for p in net.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in voice.module.parameters()) and all(p.grad.abs().sum() > 0 for p in net.parameters())
     assert voice.weights_hash() == before
     with torch.no_grad(): voice.speech.model.decoder.pre_conv.conv.bias[0] += 1
     assert voice.weights_hash() != before
@@ -211,6 +211,54 @@ def test_sound(voice):
     assert again.shape == codes.shape and again.dtype == torch.int64
     voice.loss(own(voice, texts[:1]), [again])
     assert voice.encode(wav.repeat(2, 1), 12000).shape[1] == 2*codes.shape[1]
+
+def test_a_codec_of_the_course(voice, tmp_path):
+    "What `tokenize` writes with it comes back as `loss` takes it, and is what the voice hears"
+    datasets_beside_an_older_hub()
+    from soundlm.tokens import TokenStore, tokenize
+    c, g = voice.codec, torch.Generator().manual_seed(3)
+    assert (c.sample_rate, c.frame_rate, c.codebooks, c.codebook_size, c.strides) == (24000, 12.5, 16, 64, (1,)*16) and c.frame_rate == voice.frame_rate
+    wavs = [torch.randn(1, n, generator=g)*.2 for n in (9600, 9600, 15000)]
+    store = TokenStore.load(tokenize([dict(id=str(i), wav=w, sample_rate=24000, text='five') for i, w in enumerate(wavs)], c, tmp_path/'s'), c)
+    for i, w in enumerate(wavs):
+        assert torch.equal(voice.codes(store.codes(i)), voice.encode(w, 24000)) and torch.equal(voice.codes(list(store.codes(i))), voice.codes(store.codes(i)))
+    both = c.encode(torch.stack(wavs[:2]))
+    assert both.shape == (2, 16, 5) and torch.equal(both[1], voice.encode(wavs[1], 24000)) and c.decode(both).shape == (2, 1, 9600)
+    assert torch.allclose(c.decode(both)[1], voice.sound(both[1]), atol=1e-5)
+    with pytest.raises(TokenError): voice.codes(store.codes(0)[:8])
+    with pytest.raises(TokenError): c.decode(both[:, :3])
+    with pytest.raises(SoundlmError): c.encode(wavs[0])
+    with torch.no_grad(): voice.speech.model.decoder.pre_conv.conv.bias[0] += 1
+    other = type(c)(voice.speech)
+    assert other.sha != c.sha
+    with torch.no_grad(): voice.speech.model.decoder.pre_conv.conv.bias[0] -= 1
+    with pytest.raises(TokenError, match='load the codec of the store'): TokenStore.load(tmp_path/'s', other)
+
+def test_rows_have_seeds_and_limits_of_their_own(voice):
+    cond = own(voice, texts[:3], ['cara', None, 'anna'])
+    draw = Sampler(temperature=.9, top_k=50)
+    got = voice.generate(cond, frames=[3, 5, 4], sampler=draw, seeds=[7, 8, 2])
+    for i, (n, s) in enumerate(((3, 7), (5, 8), (4, 2))):
+        one = conditioning([cond.row(i)], [cond.voices[i]])
+        assert torch.equal(got[i], voice.generate(one, frames=n, seeds=s)[0]) and got[i].shape[1] <= n*1920
+        assert torch.equal(got[i], voice.sound(voice.write(one, n, draw, s)[0]))
+    again = voice.generate(cond, frames=5, seeds=7)
+    assert torch.equal(again[1], got[1]) and not torch.equal(again[2][:, :4*1920], got[2])
+    for kw in (dict(frames=[3, 5]), dict(seeds=[1]), dict(frames=0)):
+        with pytest.raises(SoundlmError, match='for 3 rows'): voice.generate(cond, **kw)
+
+def test_voices_of_a_corpus(voice, uttered):
+    "Training takes a speaker or a language that the model never met as any; who asks for one is told"
+    rows = lambda *v: float(voice.loss(own(voice, texts[:1], v), uttered[:1])['loss'])
+    plain, english = rows(None), rows(dict(language='english'))
+    assert plain == rows('george') == rows(dict(speaker='george', language=None, attributes=dict(rate='slow'))) == rows(dict(speaker=None, language='cy'))
+    assert english == rows(dict(speaker='george', language='en')) == rows(dict(language='en-GB')) != plain
+    assert rows(dict(speaker='Anna', language='en')) == rows(dict(speaker='anna', language='English')) != english
+    for bad, word in (('george', 'george'), (dict(language='cy'), 'cy'), (dict(language='de'), 'german|de')):
+        for say in (voice.generate, lambda c: list(voice.stream(c))):
+            with pytest.raises(SoundlmError, match=word): say(own(voice, texts[:1], [bad]))
+    a, b = (voice.write(own(voice, texts[:1], [dict(language=o)]), frames=6, sampler=greedy)[0] for o in ('en', 'english'))
+    assert torch.equal(a, b)
 
 def test_stream_is_the_whole_in_pieces(voice):
     cond = own(voice, texts[:1], ['cara'])
@@ -251,7 +299,7 @@ def test_from_a_folder_by_the_packages_own_loader(voice, tmp_path):
     voice.speech.model.save_pretrained(tmp_path/'speech_tokenizer')
     voice.speech.feature_extractor.save_pretrained(tmp_path/'speech_tokenizer')
     again = load_qwen3tts(str(tmp_path), 'cpu', language='english')
-    assert len(again.sha) == 12 and again.language == 'english' and again.dim == voice.dim and again.sample_rate == 24000
+    assert len(again.sha) == len(again.codec.sha) == 12 and again.sha != again.codec.sha and again.language == 'english' and again.dim == voice.dim and again.sample_rate == 24000
     cond = own(voice, texts[:1], [dict(speaker='anna', language='english')])
     want, = voice.write(cond, frames=8, sampler=greedy)
     got, = again.write(own(again, texts[:1], ['anna']), frames=8, sampler=greedy)
@@ -275,7 +323,9 @@ def test_errors(voice, uttered):
         with pytest.raises(SoundlmError, match=f'width {voice.dim + 1}, expected {voice.dim}'): run(wide)
     with pytest.raises(SoundlmError, match='carra.*Did you mean cara'): voice.write(own(voice, texts[:1], ['carra']))
     with pytest.raises(SoundlmError, match='klingon'): voice.write(own(voice, texts[:1], [dict(language='klingon')]))
-    with pytest.raises(SoundlmError, match='something to say'): voice.text_vectors('  ')
+    for f in (voice.text_vectors, voice.spell):
+        with pytest.raises(SoundlmError, match='something to say'): f('  ')
+    with pytest.raises(SoundlmError, match='perceptual=0'): voice.probabilities(own(voice, texts[:1]), uttered[:1])
     with pytest.raises(SoundlmError, match='rows to stream'): list(voice.stream(own(voice, texts[:2])))
     with pytest.raises(SoundlmError, match='no guidance'): voice.write(own(voice, texts[:1]), sampler=Sampler(guidance=2))
     with pytest.raises(SoundlmError, match='one each'): voice.loss(own(voice, texts[:2]), uttered[:1])
