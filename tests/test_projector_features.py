@@ -1,13 +1,15 @@
 "States of frozen language models: readers that agree, spans of any text, faults, and a cache that belongs to one model"
-import importlib.util, os, subprocess, sys, tempfile
+import importlib.util, json, os, shutil, subprocess, sys, tempfile
 from functools import lru_cache
-import pytest, torch
+from types import SimpleNamespace
+import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from soundlm import hub
 from soundlm.core import HubError, SoundlmError
 from soundlm.projector import features
+from soundlm.projector.decoder import weights_hash
 from soundlm.projector.features import FeatureCache, Features, FrozenLM, LlamaCppLM, load_llm, partition
-from soundlm.projector.llama import digit_strings, write_gguf
+from soundlm.projector.llama import digit_strings, gguf_module, llama_tiny, write_gguf
 
 odd = ['three seven one', "It's 1984, isn't it?", 'Äpfel  und\n\nÖl…', '日本語 12345678', '🎵🎵 <|eot_id|>', "WE'RE\t here ", 'ﬁ e\u0301 \u200d', ' leading', 'x' * 200]
 words = st.text(st.characters(exclude_categories=['Cs']), min_size=1, max_size=50).filter(lambda t: t.strip())
@@ -67,10 +69,24 @@ def test_frozen(llm):
     was = llm.weights_hash()
     assert not llm.model.training and not any(p.requires_grad for p in llm.parameters()) and not llm.read(['three'])[0].states.requires_grad
     torch.nn.Linear(llm.dim, 2)(llm.read(['three'])[0].states).sum().backward()
-    assert llm.weights_hash() == was == hub.load('llama-tiny').weights_hash() and all(p.grad is None for p in llm.parameters())
+    assert llm.weights_hash() == was == weights_hash(hub.load('llama-tiny').model) and all(p.grad is None for p in llm.parameters())
     changed = FrozenLM.from_folder(hub.path('llama-tiny'))
     with torch.no_grad(): next(changed.model.parameters())[0, 0] += 1e-3
     assert changed.weights_hash() != was
+
+def test_size(llm, files):
+    assert llm.size == load_llm(files['Q8_0']).size == 574_336 # a tied output is counted once
+    packed = torch.nn.Parameter(torch.zeros(8*4//2, 1, dtype=torch.uint8), requires_grad=False) # bitsandbytes: two weights in a byte, their shape beside them
+    packed.quant_state = SimpleNamespace(shape=torch.Size([8, 4]))
+    model = in_memory(llm, 0)
+    whole, layer = model.size, model.model.model.layers[0].self_attn
+    n = layer.o_proj.weight.numel()
+    layer.o_proj.weight = packed
+    assert model.size == whole - n + 32
+
+@llama_cpp
+def test_size_of_a_file(llm, files):
+    for p in files.values(): assert LlamaCppLM(p).size == llm.size
 
 # spans
 @given(words)
@@ -91,7 +107,9 @@ def test_partition_of_anything(offsets, n):
 @pytest.mark.parametrize('kind,least', [('F32', .99999), ('F16', .99999), ('Q8_0', .99)])
 @pytest.mark.parametrize('chat', [False, True])
 def test_gguf_agrees(llm, files, kind, least, chat):
-    assert lowest(llm.read(odd, chat=chat), load_llm(files[kind]).read(odd, chat=chat)) > least
+    theirs = load_llm(files[kind])
+    assert lowest(llm.read(odd, chat=chat), theirs.read(odd, chat=chat)) > least
+    assert (theirs.weights_hash() == llm.weights_hash()) == (kind != 'Q8_0') # the shipped weights are fp16
 
 @llama_cpp
 @pytest.mark.parametrize('kind,least', [('F32', .999), ('F16', .999), ('Q8_0', .99)])
@@ -156,6 +174,17 @@ def test_faults_of_files(tmp_path, files):
             with pytest.raises(HubError): load_llm(tmp_path/f'{n}.gguf', backend=backend)
     with pytest.raises(HubError, match='none of that name'): load_llm(tmp_path/'missing.gguf')
 
+@pytest.mark.parametrize('backend', ['transformers', 'llama.cpp'])
+@pytest.mark.parametrize('lacks', ['general.architecture', 'llama.block_count', 'llama.embedding_length', 'llama.context_length', 'llama.attention.head_count'])
+def test_faults_of_headers(tmp_path, lacks, backend):
+    "Without one of these transformers would build a Llama of 7 billion parameters"
+    w = gguf_module().GGUFWriter(tmp_path/'m.gguf', 'llama')
+    w.add_block_count(1), w.add_context_length(64), w.add_embedding_length(32), w.add_head_count(4)
+    w.add_tokenizer_model('llama'), w.add_token_list([f'<0x{i:02X}>' for i in range(256)]), w.add_tensor('token_embd.weight', np.zeros((256, 32), np.float32))
+    del w.kv_data[0][lacks]
+    w.write_header_to_file(), w.write_kv_data_to_file(), w.write_tensors_to_file(), w.close()
+    with pytest.raises(HubError, match=f'lacks {lacks} in its header'): load_llm(tmp_path/'m.gguf', backend=backend)
+
 def test_no_bytes_no_model(tmp_path):
     "In a process of its own: llama.cpp would end it"
     code = '''
@@ -177,7 +206,6 @@ for i, (kind, tokens) in enumerate((('gpt2', ['a', 'b']), ('llama', ['<unk>', '<
     assert (res.stdout.count('byte tokens'), res.stdout.count('no vocabulary')) == (4, 2)
 
 def test_faults_of_folders(tmp_path):
-    import shutil
     for n, change in dict(cut=lambda p: (p/'model.safetensors').write_bytes((p/'model.safetensors').read_bytes()[:5000]), untold=lambda p: (p/'tokenizer.json').unlink(),
                           odd=lambda p: (p/'config.json').write_text('{"model_type":"vit"}'), empty=lambda p: (p/'model.safetensors').unlink()).items():
         change(shutil.copytree(hub.path('llama-tiny'), tmp_path/n))
@@ -221,12 +249,62 @@ def test_cache_is_close_and_exact_if_asked(llm, tmp_path):
         for a, b in zip(real, FeatureCache(llm, tmp_path/dtype, layer='all', dtype=dtype).read(texts)):
             assert b.states.dtype == torch.float32 and (a.states - b.states).norm() <= tol*a.states.norm() + (1e-4 if tol == 0 else 0)*a.states.norm()
 
+def in_memory(llm, seed, **kw):
+    "A random Llama that no file holds"
+    from transformers import LlamaForCausalLM
+    torch.manual_seed(seed)
+    return FrozenLM(LlamaForCausalLM(llama_tiny(hidden_size=32, intermediate_size=48, num_hidden_layers=1, **kw)), llm.tokenizer)
+
+def changed(folder, file, **kw):
+    "A copy of the shipped model with other entries in one of its JSON files"
+    shutil.copytree(hub.path('llama-tiny'), folder)
+    (folder/file).write_text(json.dumps(json.loads((folder/file).read_text('utf-8')) | kw), 'utf-8')
+    return FrozenLM.from_folder(folder)
+
 def test_cache_of_another_model(llm, files, tmp_path):
     FeatureCache(llm, tmp_path/'c').read(['three'])
     for other, kw in ((load_llm(files['Q8_0']), {}), (FrozenLM.from_folder(hub.path('llama-tiny'), dtype='bfloat16'), {}), (llm, dict(chat=True)), (llm, dict(layer=0)), (llm, dict(dtype='float32'))):
         with pytest.raises(SoundlmError, match='expected those of'): FeatureCache(other, tmp_path/'c', **kw)
     with pytest.raises(SoundlmError, match=f'{llm.sha}.*0123'): FeatureCache.open(tmp_path/'c', '0123')
     assert len({FeatureCache(m, layer=l).folder for m in (llm, load_llm(files['F32'])) for l in (-1, 0)}) == 4
+
+def test_cache_of_models_in_memory(llm, tmp_path):
+    a, b = in_memory(llm, 0), in_memory(llm, 1)
+    assert a.sha == b.sha == '' and a.name == b.name and FeatureCache(a).folder != FeatureCache(b).folder
+    first = FeatureCache(a, tmp_path/'c').read(['three'])[0].states
+    with pytest.raises(SoundlmError, match=f'{a.weights_hash()}.*{b.weights_hash()}'): FeatureCache(b, tmp_path/'c')
+    assert not torch.allclose(first, FeatureCache(b).read(['three'])[0].states, atol=1e-2)
+    same = FrozenLM(in_memory(llm, 0).model, llm.tokenizer, 'another name')
+    assert len(FeatureCache(same, tmp_path/'c')) == 1 and FeatureCache.open(tmp_path/'c', a.weights_hash()).meta['sha'] == a.weights_hash()
+    with pytest.raises(SoundlmError, match='config'): FeatureCache(in_memory(llm, 0, rms_norm_eps=1e-3), tmp_path/'c')
+
+def test_cache_of_the_same_weights_read_otherwise(llm, tmp_path):
+    "One safetensors file, and another config.json, tokenizer.json or chat template beside it"
+    rules = json.loads((hub.path('llama-tiny')/'tokenizer.json').read_text('utf-8'))
+    first = FeatureCache(llm, tmp_path/'c').read(['three'])[0]
+    others = dict(theta=('config', 'config.json', dict(rope_theta=500000.)), eps=('config', 'config.json', dict(rms_norm_eps=1e-2)), lower=('tokenizer', 'tokenizer.json', dict(normalizer=dict(type='Lowercase'))),
+        merges=('tokenizer', 'tokenizer.json', dict(model=rules['model'] | dict(merges=rules['model']['merges'][:-100]))), chat=('tokenizer', 'tokenizer_config.json', dict(chat_template='{{ messages[1].content }}')))
+    for n, (what, file, kw) in others.items():
+        other = changed(tmp_path/n, file, **kw)
+        assert other.sha == llm.sha and FeatureCache(other).folder != FeatureCache(llm).folder
+        with pytest.raises(SoundlmError, match=f"{what} {llm.settings()[what]}.*{what} {other.settings()[what]}"): FeatureCache(other, tmp_path/'c')
+    moved = FrozenLM.from_folder(shutil.copytree(hub.path('llama-tiny'), tmp_path/'moved'))
+    moved.tokenizer(['three', 'three one'], padding=True, truncation=True, max_length=8) # what a call leaves behind in the tokenizer is none of its rules
+    assert torch.equal(FeatureCache(moved, tmp_path/'c').read(['three'])[0].states, first.states) and len(FeatureCache(moved, tmp_path/'c')) == 1
+
+def test_cache_of_before(llm, tmp_path):
+    "A folder that records less than is asked for now, and one that records nothing"
+    FeatureCache(llm, tmp_path/'c').read(['three'])
+    file = tmp_path/'c'/'features.json'
+    said = json.loads(file.read_text())
+    file.write_text(json.dumps({k: v for k, v in said.items() if k not in ('config', 'tokenizer')}))
+    with pytest.raises(SoundlmError, match=f"config not recorded, tokenizer not recorded; expected .*config {said['config']}"): FeatureCache(llm, tmp_path/'c')
+    assert len(FeatureCache.open(tmp_path/'c', llm.sha).read(['three'])) == 1
+    for text in ('{}', '[]', '3', '{"model": "x"}'):
+        file.write_text(text)
+        for call in (lambda: FeatureCache(llm, tmp_path/'c'), lambda: FeatureCache.open(tmp_path/'c')):
+            with pytest.raises(SoundlmError, match='whose features'): call()
+    with pytest.raises(SoundlmError, match='no model'): FeatureCache(None)
 
 def test_cache_faults(llm, tmp_path):
     cache = FeatureCache(llm, tmp_path/'c')
