@@ -52,17 +52,29 @@ def test_kept_activations(width, heads, kv, ffn, layers):
     got = kept_by(lambda: lm.trunk(x), lm.parameters())
     assert kept_bytes(stack('', layers, width, heads, kv, ffn, head_dim=width//heads), 8*96, 4) == pytest.approx(got, rel=.1)
 
-def test_plan():
-    rows = {r['phase']: r for r in plan()}
-    assert len(rows) == 7
-    for k, r in rows.items():
-        parts = sum(v for n, v in r.items() if n.endswith(', GiB'))
-        assert parts == pytest.approx(r['peak'], abs=.05)
-        assert r['fits'] == ('yes' if k[0] in '123' or k.endswith('4 bit') else r['fits'])
-    assert rows['both at hand, fp16']['fits'] == rows['features in fp16']['fits'] == 'no'
-    assert all(r['fits'] == 'no' for r in plan(card=4))
+def test_plan_adds_up():
+    "Each row's peak from its parts, and those from the models' sizes"
+    work = ['read', 'train', 'speak', 'live', 'live', 'live', 'read']
+    rows, load = plan(), Load()
+    assert len(rows) == len(work)
+    for r, w in zip(rows, work):
+        llm, tts = (None if r[k] == '–' else r[k] for k in ('LLM', 'Qwen3-TTS'))
+        b = budget(llm, tts, w)
+        assert r['peak'] == pytest.approx(sum(b.values())/GiB, abs=.006) and all(r[f'{k}, GiB'] == pytest.approx(v/GiB, abs=.006) for k, v in b.items())
+        assert b['LLM'] == (weight_bytes(llama_part(), llm) if llm else 0)
+        assert b['Qwen3-TTS'] == (sum(weight_bytes(o, tts) for o in qwen3tts_parts() if w != 'train' or o.name != 'codec') if tts else 0)
+        assert b['projector'] == 8_394_752*dict(read=0, train=16).get(w, 4)
+        busy = sum(v for k, v in b.items() if k not in ('reserve', 'context'))
+        assert (b['reserve'], b['context']) == (int(load.reserve*busy), int(load.context)) and b['activations'] > 0 and (b['cache'] > 0) == (w in ('speak', 'live'))
     few, many = (sum(budget(tts='fp16', work='train', load=Load(clips=n)).values()) for n in (1, 8))
     assert few < many
+
+@pytest.mark.parametrize('card,want', [(14.6, ['yes']*4 + ['barely', 'no', 'no']), (40, ['yes']*7), (6.9, ['barely', 'barely', 'yes'] + ['no']*4), (5.3, ['no', 'no', 'barely'] + ['no']*4), (4, ['no']*7)], ids=str)
+def test_plan_fits(card, want):
+    "Which phases fit a T4's 14.6 GiB, a card of 40, and smaller ones"
+    rows = plan(card=card)
+    assert [r['fits'] for r in rows] == want
+    assert [r['phase'].split()[0] for r in rows[:3]] == ['1', '2', '3'] and [(r['LLM'], r['Qwen3-TTS']) for r in rows] == [('nf4', '–'), ('–', 'fp16'), ('–', 'fp16'), ('nf4', 'fp16'), ('int8', 'fp16'), ('fp16', 'fp16'), ('fp16', '–')]
 
 @pytest.mark.parametrize('kw', [dict(work='sing'), dict(work='read', tts='fp16'), dict(work='train', llm='nf4'), dict(work='live', llm='nf4'), dict(work='read', llm='fp5')])
 def test_plan_refuses(kw):
