@@ -866,7 +866,9 @@ def download(
     from soundlm.projector.infer import download as get
     if list_ or not names: return print(real_table())
     if out: check_out(out, folder=True)
-    for name,folder in zip(names, get(names, out, partial(agreed, yes=yes), revision)): print(f'{name}: every file checked, in {folder}')
+    plans = []
+    def agree(found, more): return plans.extend(found) or agreed(found, more, yes)
+    for w,folder in zip(plans, get(names, out, agree, revision)): print(f'{w.name}: every file checked, in {folder}')
 
 # %% ../nbs/80_cli.ipynb #40fa37d4
 def train_music(
@@ -1263,8 +1265,11 @@ def train_projection(
     if tier not in sizes: raise SoundlmError(f"Got tier {tier!r}, expected one of {', '.join(sizes)}. {near(tier, sizes)}".strip())
     if config and tier!='tiny': raise SoundlmError(f"Got --tier {tier} beside --config {config}, expected one of them: the file names all numbers")
     c = training.config_from_yaml(config, **kw) if config else sizes[tier](**kw)
-    measure = (lambda m: bench.main_rows(m, hub.load('probe-digits'), 100)[0]) if 'qwen3' not in c.decoder else None
-    training.train_projector(c, out, 'auto' if resume else None, measure=measure)
+    def measure(m):
+        rows = bench.main_rows(m, hub.load('probe-digits'), 50)[0]
+        for r in rows: print(f"{r['what']}: {r['digit errors'][0]:.1%} of the digits wrong, as an independent judge hears them")
+        return rows
+    training.train_projector(c, out, 'auto' if resume else None, measure=None if training.is_qwen3tts(c.decoder) else measure)
     return out/'model'
 
 # %% ../nbs/80_cli.ipynb #59f324da
@@ -1333,7 +1338,8 @@ def train(
     out = check_out(out or Path('runs')/name, folder=True)
     with undone(out): path = train_part(name, out, given)
     use = next((c for k,c in (('music','music'), ('omni','speak'), ('projector','project')) if name.startswith(k)), None)
-    print(f'Wrote {path}: `soundlm {use} … --model ./{path}` uses it' if use else f'Wrote {path}')
+    at = path if path.is_absolute() else f'./{path}'
+    print(f'Wrote {path}: `soundlm {use} … --model {at}` uses it' if use else f'Wrote {path}')
 
 train_flags = set(inspect.signature(train).parameters)
 

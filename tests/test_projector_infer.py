@@ -1,14 +1,15 @@
 "A projector that speaks: files, parts, pieces, streams and copies of its language model; real models fetched from a hub; the commands"
-import json, os, re, shutil, signal, socket, subprocess, sys, time, warnings
+import importlib.util, json, os, re, shutil, signal, socket, subprocess, sys, time, warnings
 from pathlib import Path
 import pytest, torch
 import hub_server, parts
 from soundlm import hub
 from soundlm.core import HubError, SoundlmError, SoundlmWarning, rng
 from soundlm.omni.corpus import sentence
+from soundlm.omni.generate import joined
 from soundlm.projector import infer as I
 from soundlm.projector.adapter import gain, make_projector, projectors
-from soundlm.projector.decoder import OmniDecoder
+from soundlm.projector.decoder import OmniDecoder, mel_scales
 from soundlm.projector.features import FrozenLM
 from soundlm.projector.llama import llama_tiny, llama_tokenizer, save_llama
 from soundlm.sample import Sampler
@@ -66,22 +67,25 @@ def test_what_is_said_depends_on_what_was_read(spoken):
 
 def test_a_list_is_said_as_each_alone(spoken):
     texts = ['two', 'three seven one', 'four four five']
-    for i, wav in enumerate(spoken.speak(texts, seed=5, sampler=greedy)): assert wav.shape == spoken.speak(texts[i], seed=5 + i, sampler=greedy).shape
+    for i, wav in enumerate(spoken.speak(texts, seed=5, sampler=greedy)): assert torch.equal(wav, spoken.speak(texts[i], seed=5 + i, sampler=greedy)), texts[i]
 
 def test_long_texts_go_in_pieces(spoken):
     assert spoken.script('one two three four five')[0] == ['one two three', 'four five']
-    assert spoken.script('one two three four five', breath=2)[0] == ['one two', 'three', 'four five'] or max(len(p.split()) for p in spoken.script('one two three four five', breath=2)[0]) == 2
+    assert spoken.script('one two three four five', breath=2)[0] == ['one two', 'three four', 'five']
     assert spoken.script('37 1')[0] == ['three seven one']
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', SoundlmWarning)
         whole, parts_ = spoken.speak('one two three four five', sampler=greedy), spoken.speak(['one two three', 'four five'], sampler=greedy)
-    assert whole.shape[1] == sum(w.shape[1] for w in parts_) + int(.15*24_000)
+    assert torch.equal(whole, joined(parts_, 24_000)) and whole.shape[1] == sum(w.shape[1] for w in parts_) + int(.15*24_000)
 
 def test_stream_is_the_same_sound_in_parts(spoken):
     chunks = list(spoken.stream('three seven one', seed=1, sampler=greedy))
     whole = spoken.speak('three seven one', seed=1, sampler=greedy)
     assert len(chunks) > 1 and all(c.shape[0] == 1 for c in chunks)
     assert sum(c.shape[1] for c in chunks) == whole.shape[1]
+    # a stream's pieces begin at other phases (notebook 35), so their energies are compared
+    assert mel_scales(torch.cat(chunks, 1)[None], whole[None]) < .1
+    assert mel_scales(*(spoken.speak(t, seed=1, sampler=greedy)[None, :, :6000] for t in ('three seven one', 'nine zero'))) > .1 # another sound is far
     assert list(spoken.stream('three seven one', stop=lambda: True)) == []
 
 @pytest.mark.parametrize('kind', list(projectors))
@@ -105,18 +109,21 @@ def test_words_that_a_voice_never_said_are_told(spoken):
     with pytest.warns(SoundlmWarning, match='george was recorded saying digits only'): spoken.script('hello three')
 
 def test_the_trained_one_is_understood(monkeypatch):
-    "Digit strings that no projector was trained on, by the independent recogniser; notebook 45 measures this with intervals"
+    "Digit strings that no projector was trained on, by the independent recogniser, beside the voice's own text path on the same strings and seeds"
     from soundlm.metrics import edit_distance
     from soundlm.projector.train import held_out
     monkeypatch.setenv('SOUNDLM_ZOO', str(zoo))
     words = 'zero one two three four five six seven eight nine'.split()
     g, texts = rng('spoken-test', 0), []
-    while len(texts) < 12:
+    while len(texts) < 16:
         t = ' '.join(words[i] for i in g.integers(10, size=3))
         if held_out(t): texts.append(t)
     trained, ears = I.load_spoken(), hub.load('probe-digits')
-    errors = sum(edit_distance(ears.predict(w, 24_000), t.split()) for t, w in zip(texts, trained.speak(texts, 'george')))
-    assert errors <= 5, f'{errors} of 36 digits'
+    wrong = lambda wavs: torch.tensor([edit_distance(ears.predict(w, 24_000), t.split())/3 for t, w in zip(texts, wavs)])
+    far = wrong(trained.speak(texts, 'george')) - wrong(trained.decoder.lm.speak(texts, 'george'))
+    # The bar is 5 points, which hundreds of strings settle (notebook 45). Sixteen cannot: their mean difference strays from the true one
+    # by its standard error, so two of those are allowed on top. A projector that is not understood differs by 50 points and more.
+    assert far.mean() <= .05 + 2*far.std()/len(far)**.5, f'{far.mean():.2f} more digits in error: {far.tolist()}'
 
 # --- files
 def change(folder, tmp_path, **kw):
@@ -136,7 +143,7 @@ def test_other_weights_of_its_parts_are_refused(small, tmp_path):
 
 def test_a_projector_alone_says_what_it_lacks(small):
     alone = I.SpokenLM.from_folder(small/'projector')
-    with pytest.raises(SoundlmError, match='load_spoken'): alone.speak('one')
+    with pytest.raises(SoundlmError, match=re.escape(f"load_spoken({str(small/'projector')!r})")): alone.speak('one')
 
 # --- other language models
 def test_load_spoken_is_hub_load(spoken, small):
@@ -176,12 +183,39 @@ def test_fingerprints():
     assert I.unlike(a, a) == '' and 'tokenizers' in I.unlike(a, dict(tokens='y', signature='1 0'))
     assert 'cosine 0.00' in I.unlike(a, dict(tokens='x', signature='0 1')) and 'nothing is known' in I.unlike(a, {})
 
-@pytest.mark.parametrize('backend', ['transformers', 'llama.cpp'])
+llama_cpp = pytest.mark.skipif(importlib.util.find_spec('llama_cpp') is None and not os.environ.get('CI'), reason='needs llama-cpp-python: pip install "soundlm[llamacpp]" builds it')
+
+@pytest.mark.parametrize('backend', ['transformers', pytest.param('llama.cpp', marks=llama_cpp)])
 def test_a_gguf_of_its_model(spoken, small, gguf, backend):
     s = I.load_spoken(llm=str(gguf), backend=backend)
     a, b = spoken.condition(['three seven one']).vectors, s.condition(['three seven one']).vectors
     assert a.shape == b.shape and torch.cosine_similarity(a[0], b[0], dim=-1).min() > .999
     if backend == 'transformers': assert torch.equal(s.speak('three seven one', sampler=greedy), spoken.speak('three seven one', sampler=greedy))
+
+def test_a_gguf_says_what_it_was_written_from(spoken, small, gguf):
+    "Without a fingerprint too, and under a name of its own; what was written from other weights is another model"
+    named = I.load_llm(str(gguf))
+    assert named.sha != spoken.llm.sha and named.source == spoken.llm.sha
+    alone = I.SpokenLM.from_folder(small/'projector')
+    alone.mark = {}
+    assert alone.with_llm(named).llm is named
+    for other in ('', '0'*12):
+        with pytest.raises(SoundlmError, match='nothing is known'): alone.with_llm(FrozenLM(named.model, named.tokenizer, 'x', 'y', other))
+
+def test_any_llm_is_not_any_voice(small, tmp_path):
+    "Leave to bring another LLM is no leave to bring another voice"
+    config = hub.read_config(small/'projector')
+    d = change(small/'projector', tmp_path, parts=config['parts'] | dict(omni=dict(name='omni', sha='0'*12)))
+    for other in (False, True):
+        with pytest.raises(SoundlmError, match="trained for the voice 'omni'.*expected 000000000000"): I.load_spoken(d, other=other)
+        with pytest.raises(SoundlmError, match="trained for the voice 'omni'.*got 'qwen3-tts'"): I.load_spoken(small/'projector', decoder='qwen3-tts', other=other)
+
+def test_a_voice_beside_its_projector(small, tmp_path):
+    "A voice that was trained with it lies in ../decoder, whatever folder one works in"
+    config = hub.read_config(small/'projector')
+    d = change(small/'projector', tmp_path, parts=config['parts'] | dict(omni=config['parts']['omni'] | dict(name='../decoder')))
+    (tmp_path/'decoder').symlink_to(zoo/'omni')
+    assert I.load_spoken(d).decoder.sha == config['parts']['omni']['sha']
 
 @pytest.mark.parametrize('decoder,words', [('qwen3-tts', "trained for the voice 'omni'.*got 'qwen3-tts'"), ('alto', 'alto')])
 def test_other_voices(small, decoder, words):
@@ -209,7 +243,7 @@ def test_qwen3tts_behind_it(small):
         pytest.skip(todo)
     env = os.environ | dict(PYTHONPATH=os.pathsep.join([str(overlay), str(root)]), TINY_LLM=str(small/'llama-tiny'))
     run_ = subprocess.run([sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', str(root/'tests'/'spoken_qwen3tts.py')], env=env, capture_output=True, text=True, timeout=600)
-    assert run_.returncode == 0 and re.search(r'12 passed', run_.stdout), run_.stdout[-6000:] + run_.stderr[-2000:]
+    assert run_.returncode == 0 and re.search(r'17 passed', run_.stdout), run_.stdout[-6000:] + run_.stderr[-2000:]
 
 # --- real models from a hub
 def test_names_of_real_models():
@@ -234,7 +268,7 @@ def shelf(tmp_path_factory):
     (folder/'big.bin').write_bytes(b'not read: there are safetensors')
     (folder/'pictures').mkdir()
     (folder/'pictures'/'x.json').write_text('{}')
-    return {name: folder, 'meta-llama/Llama-3.1-8B-Instruct': folder}
+    return {name: folder, 'meta-llama/Llama-3.1-8B-Instruct': folder, 'facebook/another': folder}
 
 @pytest.fixture
 def server(shelf, tmp_path, monkeypatch):
@@ -345,6 +379,18 @@ def test_no_hub_within_10_s(server, monkeypatch, kind):
         begin = time.perf_counter()
         with pytest.raises(HubError, match="cannot be reached.*twin 'llama-tiny'"): I.download('meta-llama/Llama-3.1-8B-Instruct')
     assert time.perf_counter() - begin < 10
+
+def test_names_given_twice_are_fetched_once(server, tmp_path):
+    code, out = run('download', encodec, 'encodec_32khz', 'facebook/another', '--yes', '--out', 'models')
+    said = re.findall(r'(\S+): every file checked, in (\S+)', out)
+    assert code == 0 and [(n, Path(f).name) for n, f in said] == [(encodec, 'facebook--encodec_32khz'), ('facebook/another', 'facebook--another')], out
+
+@pytest.mark.parametrize('tag', ['../../x', 'A'*64, 'a'*39, '', 'g'*40])
+def test_a_name_that_is_no_hash(tag):
+    w = I.Wanted('owner/model', 'c'*40, 'mit', ())
+    for f in (I.HubFile('x.bin', 1, tag, ''), I.HubFile('x.bin', 1, '', tag)):
+        with pytest.raises(HubError, match='hexadecimal'): I.place(w, f)
+    assert I.place(w, I.HubFile('x.bin', 1, 'a'*64, '')).name == 'a'*64
 
 def test_list_needs_no_hub():
     code, out = run('download', '--list')
