@@ -222,7 +222,7 @@ def hub_error(
         why,todo = 'it is gated', f"accept its licence on https://huggingface.co/{name}, make a token on https://huggingface.co/settings/tokens and run `hf auth login`, or set HF_TOKEN"
     elif type(err).__name__ in ('RepositoryNotFoundError','RevisionNotFoundError','HFValidationError'):
         why,todo = 'the hub has no such model or revision', f"check the name. {near(name, twins)}".strip()
-    else: why,todo = f"the hub cannot be reached: {str(err).strip().splitlines()[0] if str(err) else type(err).__name__}", 'connect to a network'
+    else: why,todo = f"the hub cannot be reached: {str(err).strip().splitlines()[0] if str(err) else type(err).__name__}", 'unset HF_HUB_OFFLINE' if 'HF_HUB_OFFLINE' in str(err) else 'connect to a network'
     twin = f", or use its twin {twins[name]!r}" if name in twins else ''
     return HubError(f"Cannot get {name!r} ({why}). Please {todo}{twin}.")
 

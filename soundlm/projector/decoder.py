@@ -82,7 +82,7 @@ def check_width(
     "Raises SoundlmError where vectors are of another width than the decoder's"
     if vectors.shape[-1] != dim: raise SoundlmError(f"Got vectors of width {vectors.shape[-1]}, expected {dim} for {name}: this projector was made for another decoder; train one with d_out={dim}")
 
-# %% ../../omni_nbs/39_projector.decoder.ipynb #eabaf4f1
+# %% ../../omni_nbs/39_projector.decoder.ipynb #640e64a5
 class OmniDecoder:
     "The omni model, speaking from vectors in the place of its words' embeddings"
     def __init__(self,
@@ -90,6 +90,7 @@ class OmniDecoder:
         language:str='en', # How digits are read, where no voice says
         slot_weights:tuple=(8, 3, .7, .7, 3, .7, .7), # In the loss, one for each place within a frame: those the model was trained with
     ):
+        if not isinstance(lm, MultimodalLLM): raise SoundlmError(f"Got {getattr(lm, 'name', type(lm).__name__)!r}, a {type(lm).__name__}, expected a model that speaks, such as 'omni'")
         self.lm, self.language, self.slot_weights = lm.whole().eval().requires_grad_(False), language, slot_weights
         self.name, self.sha, self.dim, self.sample_rate, self.frame_rate = lm.name, lm.sha, lm.emb.embedding_dim, lm.sounds.sample_rate, lm.sounds.frame_rate
         if isinstance(lm.codec, nn.Module): lm.codec.eval().requires_grad_(False) # a loss that listens goes through it

@@ -72,7 +72,7 @@ class ProjectorConfig:
     workers:int = 0 # Processes that prepare batches
     def __post_init__(self): check_numbers(self)
 
-# %% ../../omni_nbs/42_projector.train.ipynb #55065c96
+# %% ../../omni_nbs/42_projector.train.ipynb #e7ac6978
 def is_qwen3tts(
     decoder:str, # 'omni', 'qwen3-tts', a hub id or a folder
 ) -> bool:
@@ -103,11 +103,12 @@ def check_numbers(
 @patch(as_prop=True)
 def training(self:ProjectorConfig) -> TrainConfig: # For `fit`; a batch is one item
     "The numbers of the run"
-    same = 'steps accumulate lr warmup weight_decay ema device devices val_every log_every ckpts seed logger workers'.split()
+    same = 'steps accumulate lr warmup weight_decay ema device devices ckpts seed logger workers'.split()
+    often = {k: min(getattr(self, k), self.steps) for k in ('val_every', 'log_every')} # a short run is measured and logged too
     bf16 = self.precision == 'auto' and get_device(self.device).type == 'cpu' and has_fast_bf16_cpu()
-    return TrainConfig(batch_size=1, precision='bf16-mixed' if bf16 else self.precision, eval_clips=0, **{k: getattr(self, k) for k in same})
+    return TrainConfig(batch_size=1, precision='bf16-mixed' if bf16 else self.precision, eval_clips=0, **often, **{k: getattr(self, k) for k in same})
 
-# %% ../../omni_nbs/42_projector.train.ipynb #6a0eb08a
+# %% ../../omni_nbs/42_projector.train.ipynb #d3c0669a
 @patch
 def to_yaml(self:ProjectorConfig,
     file:Path, # To be written
@@ -124,8 +125,8 @@ def config_from_yaml(
     "A configuration from a file. Raises SoundlmError for unknown keys, values of another type, and what is no YAML"
     import yaml
     try: got = yaml.safe_load(Path(file).read_text('utf-8'))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e: raise SoundlmError(f"Cannot read {file} ({str(e).splitlines()[0]}): expected a YAML file such as ProjectorConfig().to_yaml writes") from e
-    if not isinstance(got, dict): raise SoundlmError(f"Got {type(got).__name__} in {file}, expected lines such as `steps: 1500`")
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e: raise SoundlmError(f"Cannot read {file} ({' '.join(str(e).split())}): expected a YAML file such as ProjectorConfig().to_yaml writes") from e
+    if not isinstance(got, dict): raise SoundlmError(f"Got {'nothing' if got is None else 'a ' + type(got).__name__} in {file}, expected lines such as `steps: 1500`")
     names = {f.name: f for f in fields(ProjectorConfig)}
     if odd := [k for k in got if k not in names]: raise SoundlmError(f"Got key {odd[0]!r} in {file}, expected one of {', '.join(names)}. {near(str(odd[0]), names)}".strip())
     for k, v in got.items(): got[k] = as_type(k, v, names[k].default)
@@ -387,16 +388,17 @@ def loss(self:ProjectorTask,
         total = total + c.perceptual*out['perceptual']
     return out | dict(loss=total)
 
-# %% ../../omni_nbs/42_projector.train.ipynb #4a3f7803
+# %% ../../omni_nbs/42_projector.train.ipynb #842f3095
 def open_decoder(
     name:str, # 'omni', a folder of an omni model, 'qwen3-tts', or the id or folder of one
-    **kw, # For Qwen3-TTS: device, dtype
+    device='cpu', # Where
+    **kw, # For Qwen3-TTS: dtype
 ): # A `SpeechDecoder`
     "A frozen voice by name. Raises SoundlmError, for Qwen3-TTS where its package is not installed"
     if is_qwen3tts(name):
         from soundlm.projector.qwen3tts import load_qwen3tts
-        return load_qwen3tts(**({} if name == 'qwen3-tts' else dict(name=name)), **kw)
-    return OmniDecoder(hub.load(name))
+        return load_qwen3tts(**({} if name == 'qwen3-tts' else dict(name=name)), device=device, **kw)
+    return OmniDecoder(hub.load(name, device))
 
 def start_projector(
     config:ProjectorConfig, # kind, layer, activation, seed
