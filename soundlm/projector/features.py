@@ -33,7 +33,7 @@ class Features:
 
 # %% ../../omni_nbs/40_projector.features.ipynb #8db90833
 def partition(
-    offsets:list, # (start, end) of each token, as a tokenizer says them
+    offsets:list, # (start, end) of each token, as a tokenizer reports them
     length:int, # Characters of the text
 ) -> list: # (start, end) of each token
     "Every character to one token: blanks left out go with the next token, a character in parts with its first, and what is left with the last"
@@ -50,7 +50,7 @@ def check_texts(
     longest:int, # Ids that the model can read
     count, # `(text) ->` number of its ids, with all that goes around it
 ):
-    "Raises SoundlmError for what is no list of texts, for an empty one, and for one beyond the context"
+    "Raises SoundlmError for anything but a list of texts, for an empty text, and for one beyond the context"
     if isinstance(texts, str): raise SoundlmError(f"Got one string, expected a list of texts: write [{texts[:40]!r}]")
     for i, t in enumerate(texts):
         if not isinstance(t, str) or not t.strip(): raise SoundlmError(f"Got text {i} = {t!r}, expected words: leave empty texts out")
@@ -145,7 +145,7 @@ def read(self:FrozenLM,
     chat:bool=False, # Texts as an assistant's answers in the chat template
     batch:int=16, # Texts at a time
 ) -> list: # of Features
-    "The states of texts. Raises SoundlmError for empty texts, for those beyond the context, and for a layer that is not there"
+    "The states of texts. Raises SoundlmError for empty texts, for those beyond the context, and for a layer that does not exist"
     if layer != 'all' and not (isinstance(layer, int) and -1 <= layer <= self.n_layers): raise SoundlmError(f"Got layer {layer!r}, expected -1, 0 … {self.n_layers} or 'all'")
     before, after = self.frame(chat)
     check_texts(texts, self.context, lambda t: len(before) + len(self.token_ids(t)[0]) + len(after))
@@ -163,7 +163,7 @@ def dtype_of(
     dtype, # 'auto', the name of a dtype, or a torch.dtype
     device, # Where the model goes
 ): # A torch.dtype or 'auto'
-    "'auto' is float32 on a CPU, the file's own on a GPU. Raises SoundlmError for a name that is none"
+    "'auto' is float32 on a CPU, the file's own on a GPU. Raises SoundlmError for an unknown name"
     if dtype == 'auto': return torch.float32 if torch.device(device).type == 'cpu' else 'auto'
     res = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(res, torch.dtype) or not res.is_floating_point: raise SoundlmError(f"Got dtype {dtype!r}, expected 'auto', 'float32', 'bfloat16' or 'float16'")
@@ -187,7 +187,7 @@ def bits_config(
 # %% ../../omni_nbs/40_projector.features.ipynb #afb244dd
 @contextlib.contextmanager
 def quiet_transformers():
-    "No progress bars inside; whatever else is said comes afterwards"
+    "No progress bars inside; all other messages are printed afterwards"
     from transformers.utils import logging
     was, said = logging.is_progress_bar_enabled(), io.StringIO()
     logging.disable_progress_bar()
@@ -220,7 +220,7 @@ def from_folder(cls:FrozenLM,
     device='cpu', # Where it is loaded to
     bits:int|None=None, # 4 or 8: quantised as it is loaded
 ) -> FrozenLM:
-    "A causal language model from a folder. Raises HubError for what is none"
+    "A causal language model from a folder. Raises HubError for anything else"
     from transformers import AutoModelForCausalLM, AutoTokenizer
     folder, device = Path(folder), get_device(device)
     extra, kind = bits_config(bits, device), dtype_of(dtype, device)
@@ -295,7 +295,7 @@ def from_gguf(cls:FrozenLM,
     dtype='auto', # float32 on a CPU
     device='cpu', # Where it is loaded to
 ) -> FrozenLM:
-    "A GGUF unpacked by transformers. Raises HubError for what is none, SoundlmError without the packages it needs"
+    "A GGUF unpacked by transformers. Raises HubError for anything else, SoundlmError without the packages it needs"
     from importlib.util import find_spec
     from transformers import AutoModelForCausalLM, AutoTokenizer
     path, device = Path(path).expanduser(), get_device(device)
@@ -451,7 +451,7 @@ def load_llm(
     dtype='auto', # float32 on a CPU, the file's own on a GPU
     device='cpu', # 'auto', 'cpu', 'cuda' …
 ): # A FrozenLM or a LlamaCppLM
-    "A frozen language model by name. Raises SoundlmError, and HubError where there is none"
+    "A frozen language model by name. Raises SoundlmError, and HubError where nothing has that name"
     name, device, known = str(name), get_device(device), ('auto', 'transformers', 'llama.cpp')
     if backend not in known: raise SoundlmError(f"Got backend {backend!r}, expected one of {', '.join(known)}. {near(backend, known)}".strip())
     if not name.endswith('.gguf'):
@@ -487,8 +487,8 @@ def said_by(
 class FeatureCache:
     "Features of a frozen model on disk: read once, then the model need not be there. Raises SoundlmError where the folder holds another model's"
     def __init__(self,
-        llm, # A FrozenLM or a LlamaCppLM; None to read what is there only
-        folder=None, # Of these features; one for each model and layer below `cache_dir()/'features'` if not given
+        llm, # A FrozenLM or a LlamaCppLM; None to read only what is there
+        folder=None, # Of these features; if not given, a folder below `cache_dir()/'features'` that only this model and layer use
         layer:int|str=-1, # As in `read`
         chat:bool=False, # As in `read`
         dtype:str='float16', # How states are kept; they come back as float32
@@ -510,7 +510,7 @@ class FeatureCache:
 def same_features(
     folder:Path, # Of features, perhaps not there yet
     want:dict, # From `said_by`; only what it holds is compared
-) -> dict: # What the folder says; empty where there is none
+) -> dict: # What the folder records; empty where nothing is recorded
     "Raises SoundlmError where features are another model's, layer's or template's"
     file = folder/'features.json'
     if not file.is_file(): return {}
@@ -525,7 +525,7 @@ def same_features(
 # %% ../../omni_nbs/40_projector.features.ipynb #176516b9
 @patch
 def look(self:FeatureCache):
-    "Find out what the folder holds by now. Raises SoundlmError for a damaged file"
+    "Find out what the folder holds now. Raises SoundlmError for a damaged file"
     from safetensors import SafetensorError, safe_open
     for file in sorted(self.folder.glob('part-*.safetensors')):
         if file in self.seen: continue
@@ -558,7 +558,7 @@ def read(self:FeatureCache,
     batch:int=16, # Texts at a time, for the model
     part:int=256, # Texts in a file
 ) -> list: # of Features
-    "What is there, and what is missing computed and kept. Raises SoundlmError for texts that are missing where there is no model, and as the model's `read`"
+    "Features from the folder; missing ones are computed and kept. Raises SoundlmError for texts that are missing where there is no model, and as the model's `read`"
     self.look()
     missing = list(dict.fromkeys(t for t in texts if not isinstance(t, str) or text_sha(t) not in self.where))
     if missing and self.llm is None: raise SoundlmError(f"{len(missing)} of {len(texts)} texts are not in {self.folder} (such as {missing[0][:40]!r}): read them with FeatureCache(llm, folder), where the model is")

@@ -105,7 +105,7 @@ def texts(
 
 # %% ../../omni_nbs/38_projector.llama.ipynb #751778eb
 class Rows:
-    "Texts as ids, in batches of like length and about as many ids each; item `i` is a batch"
+    "Texts as ids, in batches of similar length and about equally many ids; item `i` is a batch"
     def __init__(self,
         texts, # of str
         tokenizer, # From `llama_tokenizer`
@@ -239,7 +239,7 @@ def permute(
     w:np.ndarray, # (rows,…) of a query or key projection, as transformers has it
     heads:int, # Query or key heads
 ) -> np.ndarray: # (rows,…)
-    "Rows in llama.cpp's order: it turns neighbouring pairs by RoPE, transformers a head's first half with its second"
+    "Rows in llama.cpp's order: its RoPE rotates neighbouring pairs, that of transformers pairs a head's first half with its second"
     return np.ascontiguousarray(w.reshape(heads, 2, w.shape[0]//heads//2, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape))
 
 # %% ../../omni_nbs/38_projector.llama.ipynb #c35d4d80
@@ -285,7 +285,7 @@ def gguf_tensors(
     state:dict, # Name → tensor
     kind:str, # 'F32', 'F16' or 'Q8_0'; norms stay F32
 ):
-    "Weights by llama.cpp's names; a tied output is left out: both readers then take the embeddings. Raises SoundlmError for names that are no Llama's"
+    "Weights by llama.cpp's names; a tied output is left out: both readers then take the embeddings. Raises SoundlmError for names that a Llama does not have"
     gguf = gguf_module()
     names, form = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, c.num_hidden_layers), gguf.GGMLQuantizationType[kind]
     for k, v in state.items():

@@ -109,7 +109,7 @@ def qwen3tts_parts() -> list: # of Part
 
 # %% ../../omni_nbs/44_projector.memory.ipynb #b89a9fdd
 def trainable() -> dict: # projector, LLM, Qwen3-TTS, codec, total, share
-    "How little learns"
+    "How few of all numbers are trained"
     parts, p, l = qwen3tts_parts(), count(AudioProjector(4096, 2048).to('meta')), llama_part().params
     tts = sum(o.params for o in parts[:-1])
     total = p + l + tts + parts[-1].params
@@ -157,7 +157,7 @@ def kept_bytes(
     return positions*(part.layers*block + 3*4*part.vocab) # and logits, their softmax and its gradient in fp32
 
 def adam_bytes(
-    n:int, # Numbers that learn
+    n:int, # Numbers that are trained
 ) -> int: # Bytes
     "Weights, gradients and two moments, all fp32"
     return 16*n
@@ -201,7 +201,7 @@ def budget(
     work:str='read', # 'read' features, 'train' the projector, 'speak', or 'live': read, project and speak with both at hand
     load:Load=Load(), # How much at a time
 ) -> dict: # Bytes of: LLM, Qwen3-TTS, projector, cache, activations, context, reserve
-    "What stands on the card in one phase. Raises SoundlmError for work that is none, or that lacks a model"
+    "What one phase needs on the card. Raises SoundlmError for unknown work, and where a model that it needs is missing"
     needs = dict(read=(llm,), train=(tts,), speak=(tts,), live=(llm, tts))
     if work not in needs or None in needs[work]: raise SoundlmError(f"Got work={work!r} with llm={llm}, tts={tts}, expected read (LLM), train or speak (Qwen3-TTS), live (both)")
     l, parts, p = llama_part(), qwen3tts_parts(), count(AudioProjector(4096, 2048).to('meta'))
@@ -220,10 +220,10 @@ def budget(
 
 # %% ../../omni_nbs/44_projector.memory.ipynb #c54d119b
 def plan(
-    card:float=14.6, # GiB that a program finds on the card; of a T4's 16 GB
+    card:float=14.6, # GiB that a program can use; 14.6 of a T4's 16 GB
     load:Load=Load(), # How much at a time
 ) -> list: # of dict: phase, LLM, Qwen3-TTS, GiB of each kind, peak, fits
-    "Three phases that share one card by turns, and what happens otherwise"
+    "Three phases that take turns on one card, and what happens if they do not"
     rows = [('1 features, cached to disk', 'nf4', None, 'read'), ('2 projector training', None, 'fp16', 'train'), ('3 speaking from cached features', None, 'fp16', 'speak'),
         ('both at hand, 4 bit', 'nf4', 'fp16', 'live'), ('both at hand, 8 bit', 'int8', 'fp16', 'live'), ('both at hand, fp16', 'fp16', 'fp16', 'live'), ('features in fp16', 'fp16', None, 'read')]
     res = []
@@ -235,7 +235,7 @@ def plan(
 
 # %% ../../omni_nbs/44_projector.memory.ipynb #c4ebcc8c
 def memory_now() -> tuple: # (bytes now, bytes at most so far)
-    "Memory of this process; where the system keeps no account of the present, both are the most so far"
+    "Memory of this process, present and peak, to measure what one phase adds (`soundlm.cli.peak_memory` gives the peak only, and projector may not import cli); without /proc both are the peak"
     status = Path('/proc/self/status')
     if status.exists(): # ru_maxrss would also count the process that started this one
         kib = {k:int(v.split()[0]) for k, v in (l.split(':') for l in status.read_text().splitlines() if l.startswith(('VmRSS', 'VmHWM')))}
