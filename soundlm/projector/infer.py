@@ -127,8 +127,7 @@ def script(self:SpokenLM,
         own = 'de' if synthetic.get(voice, ('',))[0] == 'de' else d.language
         return pieces, dict(speaker=voice, language=language or own, attributes=dict(rate='normal', pitch='normal', style='neutral') | manner)
     if manner: raise SoundlmError(f"Got {', '.join(manner)}, expected none of these for {d.name}: it has one manner")
-    if not (text := d.spell(text)): raise SoundlmError(f"Got text {text!r}, expected something to say")
-    parts = [p.split() for p in re.split(r'(?<=[.!?;…])\s+|\n+', text) if re.search(r'\w', p)]
+    parts = [p.split() for p in re.split(r'(?<=[.!?;…])\s+|\n+', d.spell(text)) if re.search(r'\w', p)]
     most = breath or 30
     return [' '.join(p[i:i + most]) for p in parts for i in range(0, len(p), most)], dict(speaker=voice, language=language)
 

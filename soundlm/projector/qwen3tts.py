@@ -201,8 +201,7 @@ def text_vectors(self:Qwen3TTSDecoder,
     text:str, # To be said
 ) -> tuple: # ((m,d) its own vectors, list of (start, end) characters that cover the text)
     "The model's own text, and where each vector's characters lie. Raises SoundlmError where nothing is to be said"
-    if not text.strip(): raise SoundlmError(f"Got text {text!r}, expected something to say")
-    e = self.tokenizer(text.strip(), add_special_tokens=False, return_offsets_mapping=True)
+    e = self.tokenizer(self.spell(text), add_special_tokens=False, return_offsets_mapping=True)
     lead, spans, last = len(text) - len(text.lstrip()), [], 0
     for a, b in e['offset_mapping']: # pieces of one character share it; blanks that no piece has go to the next
         spans.append((min(a + lead, last), b + lead))
