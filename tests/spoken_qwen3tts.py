@@ -87,15 +87,17 @@ def test_one_way_to_call_both(decoders, which):
     out['loss'].backward()
     assert leaf.grad.abs().sum() > 0 and {'loss', 'nats', 'acc', 'tokens'} <= set(out) and d.longest(said[0]) > 0
 
-def test_a_projector_is_trained_for_it(decoders, tmp_path):
+@pytest.mark.parametrize('kind,dtype', [('mlp', torch.float32), ('gated', torch.float16), ('resampler', torch.bfloat16)])
+def test_a_projector_is_trained_for_it(tmp_path, kind, dtype):
     "From recordings to a saved projector: tokens by its codec, states, texts first, then sound; nothing else moves"
     datasets_beside_an_older_hub()
     from soundlm.projector.train import ProjectorConfig, lessons_of, start_projector, train_projector
     from soundlm.tokens import TokenStore, tokenize
-    d, llm, g = decoders['qwen'], FrozenLM.from_folder(os.environ['TINY_LLM']), torch.Generator().manual_seed(0)
+    model, tokenizer = tiny_qwen()
+    d, llm, g = Qwen3TTSDecoder(model.to(dtype), tokenizer), FrozenLM.from_folder(os.environ['TINY_LLM']), torch.Generator().manual_seed(0)
     clip = lambda i: dict(id=f'c{i}', wav=torch.randn(1, 4000 + 1500*i, generator=g)*.2, sample_rate=16_000, text=texts[i % 5], speaker=('george', 'anna', None)[i % 3], language=('en', None)[i % 2])
     sides = [[TokenStore.load(tokenize([clip(i) for i in ids], d.codec, tmp_path/name), d.codec)] for name, ids in (('train', range(6)), ('valid', range(6, 8)))]
-    config = ProjectorConfig(decoder='qwen3-tts', data=('fsdd',), kind='mlp', hidden=24, positions=300, align=2, steps=3, val_every=3, log_every=1, ema=0., device='cpu', precision='32-true')
+    config = ProjectorConfig(decoder='qwen3-tts', data=('fsdd',), kind=kind, positions=300, align=2, steps=3, val_every=3, log_every=1, ema=0., device='cpu', precision='32-true')
     hashes = lambda: (d.weights_hash(), llm.weights_hash())
     before, begin = hashes(), start_projector(config, llm.dim, llm.n_layers, d).state_dict()
     projector, run = train_projector(config, tmp_path/'run', llm=llm, decoder=d, lessons=lessons_of(config, llm, d, sides, tmp_path/'states'))

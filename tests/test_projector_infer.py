@@ -243,7 +243,7 @@ def test_qwen3tts_behind_it(small):
         pytest.skip(todo)
     env = os.environ | dict(PYTHONPATH=os.pathsep.join([str(overlay), str(root)]), TINY_LLM=str(small/'llama-tiny'))
     run_ = subprocess.run([sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', str(root/'tests'/'spoken_qwen3tts.py')], env=env, capture_output=True, text=True, timeout=600)
-    assert run_.returncode == 0 and re.search(r'17 passed', run_.stdout), run_.stdout[-6000:] + run_.stderr[-2000:]
+    assert run_.returncode == 0 and re.search(r'19 passed', run_.stdout), run_.stdout[-6000:] + run_.stderr[-2000:]
 
 # --- real models from a hub
 def test_names_of_real_models():

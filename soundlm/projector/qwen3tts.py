@@ -499,7 +499,7 @@ def qwen_folder(
 # %% ../../omni_nbs/46_projector.qwen3tts.ipynb #52dd6208
 def load_qwen3tts(
     name:str='Qwen/Qwen3-TTS-12Hz-1.7B-Base', # A hub id or a folder
-    device='auto', # 'auto', 'cpu', 'cuda' …
+    device='cpu', # 'auto', 'cpu', 'cuda' …
     dtype='auto', # A torch dtype; 'auto' is bf16 where the GPU has it, else fp16, and fp32 on a CPU
     language:str='auto', # Of all it says
     revision:str|None=None, # A commit, tag or branch on the hub
