@@ -1730,7 +1730,7 @@ def score(
     print(f"Wrote {out/'listen.md'}, listen.json and listen.png: {len(res.results)} listeners")
 
 # %% ../nbs/80_cli.ipynb #6931ffe5
-_packages = 'torch','transformers','datasets','lightning','huggingface_hub','safetensors','numpy','soundfile','soxr','librosa','symusic','snac','typer','rich'
+_packages = 'torch','transformers','datasets','lightning','huggingface_hub','safetensors','numpy','soundfile','soxr','librosa','symusic','snac','typer','rich','gguf','llama-cpp-python','bitsandbytes','qwen-tts'
 
 # %% ../nbs/80_cli.ipynb #39295113
 def versions() -> dict: # Name → version, 'missing' where it is not installed

@@ -125,6 +125,7 @@ def script(self:SpokenLM,
         from soundlm.omni.corpus import synthetic
         pieces = [t for t, _ in d.lm.script(text, voice, language, breath, **manner)]
         own = 'de' if synthetic.get(voice, ('',))[0] == 'de' else d.language
+        if (language or own) != d.language: warnings.warn(f"This projector has only read texts in {d.language!r}, got {language or own!r}: expect nonsense", SoundlmWarning, stacklevel=4)
         return pieces, dict(speaker=voice, language=language or own, attributes=dict(rate='normal', pitch='normal', style='neutral') | manner)
     if manner: raise SoundlmError(f"Got {', '.join(manner)}, expected none of these for {d.name}: it has one manner")
     parts = [p.split() for p in re.split(r'(?<=[.!?;…])\s+|\n+', d.spell(text)) if re.search(r'\w', p)]
@@ -209,7 +210,7 @@ def with_llm(self:SpokenLM,
     same = bool(want.get('sha')) and want['sha'] in (llm.sha, getattr(llm, 'source', '')) # a GGUF of ours knows the weights it was written from
     if not other and not same and (why := unlike(mark, fingerprint(llm))):
         raise SoundlmError(f"This projector was trained with {want.get('name', 'another LLM')!r} (weights {want.get('sha', '?')}), got {llm.name!r} (weights {llm.sha}), and {why}: "
-            "use a copy of the former, train a projector for the latter, or say that another model is meant (other=True)")
+            "use a copy of the former, train a projector for the latter, or say that another model is meant (other=True, --any-llm)")
     res.mark, res.trained = mark, self.trained | (dict(llm=want) if want else {})
     return res
 
