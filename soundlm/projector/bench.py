@@ -194,7 +194,7 @@ def ablation_rows(
     for what, vectors in (('random projector', chance), ('states of another text', shuffled(base))): rows.append(judged(what, decoder, ears, say(vectors), items, own, seed)[0])
     return rows
 
-# %% ../../omni_nbs/45_projector.bench.ipynb #77056c66
+# %% ../../omni_nbs/45_projector.bench.ipynb #3613dff6
 def gguf_rows(
     spoken, # A `SpokenLM` over a folder of the LLM
     files:dict, # what → path of a .gguf, or an LLM that is loaded
@@ -210,7 +210,7 @@ def gguf_rows(
         ids = say_vectors(spoken.decoder, vectors, items, Sampler(temperature=0), seed)
         row, wrong = judged(what, spoken.decoder, ears, say_vectors(spoken.decoder, vectors, items, seed=seed), items, own, seed)
         cos = lambda a, b: float(torch.nn.functional.cosine_similarity(a.states, b.states, dim=-1).min())
-        if own is not None: row |= {'lowest cosine of a state': min(cos(a, b) for a, b in zip(read, first)), 'greedy clips with the same ids': float(np.mean([torch.equal(a, b) for a, b in zip(ids, greedy)]))}
+        if own is not None: row |= {'more than from the folder': row.pop('more than its own text path'), 'lowest cosine of a state': min(cos(a, b) for a, b in zip(read, first)), 'greedy clips with the same ids': float(np.mean([torch.equal(a, b) for a, b in zip(ids, greedy)]))}
         return row, ids, wrong, read
     row, greedy, own, first = measure('folder, transformers', spoken.llm)
     return [row, *(measure(what, o if hasattr(o, 'read') else load_llm(str(o)), greedy, own)[0] for what, o in files.items())]
