@@ -215,7 +215,7 @@ def gguf_rows(
     row, greedy, own, first = measure('folder, transformers', spoken.llm)
     return [row, *(measure(what, o if hasattr(o, 'read') else load_llm(str(o)), greedy, own)[0] for what, o in files.items())]
 
-# %% ../../omni_nbs/45_projector.bench.ipynb #c26e928b
+# %% ../../omni_nbs/45_projector.bench.ipynb #3a4286f6
 def cost_rows(
     config:ProjectorConfig, # The base run
     llm, # A `FrozenLM`
@@ -237,7 +237,7 @@ def cost_rows(
         def align():
             x = gather(lessons.read(texts), own)
             vectors, mask = task.projector(x)
-            opt.zero_grad(); distance(vectors, task.targets(x, vectors), mask).backward(); opt.step()
+            opt.zero_grad(); distance(vectors, task.targets(x), mask).backward(); opt.step()
         items = held_strings(5)
         spoken = say_vectors(decoder, own_vectors(decoder, items), items)
         rows = [('the LLM reads 64 texts', lambda i: llm.read(texts, layer=config.layer)), ('a step on 64 texts alone', lambda i: align()), (f'a step through the voice ({config.positions} codes)', step),
