@@ -41,7 +41,7 @@ def held_strings(
     if len(set(pairs)) < n: raise SoundlmError(f"Got n={n}, expected at most {len(set(pairs))}: so many held-out strings of {length} digits are there, in {len(recorded)} voices")
     return list(dict.fromkeys(pairs))[:n]
 
-# %% ../../omni_nbs/45_projector.bench.ipynb #66c3599b
+# %% ../../omni_nbs/45_projector.bench.ipynb #96cb3838
 @torch.inference_mode()
 def say_vectors(
     decoder, # An `OmniDecoder`
@@ -59,6 +59,7 @@ def say_vectors(
         out += decoder.write(conditioning(vectors[i:i + batch], [v for _, v in part]), frames=frames, sampler=sampler, seeds=list(range(seed + i, seed + i + len(part))))
     return out
 
+# %% ../../omni_nbs/45_projector.bench.ipynb #055da817
 @torch.inference_mode()
 def projected(
     projector, # Any variant
@@ -102,7 +103,7 @@ def judged(
     if own is not None: row['more than its own text path'] = bootstrap_mean(np.subtract(wrong, own), seed=seed)
     return row, wrong
 
-# %% ../../omni_nbs/45_projector.bench.ipynb #90156fe3
+# %% ../../omni_nbs/45_projector.bench.ipynb #68c279b4
 def main_rows(
     spoken, # A `SpokenLM` with an `OmniDecoder`
     ears, # `hub.load('probe-digits')`
@@ -120,6 +121,7 @@ def main_rows(
         first = first or wrong
     return rows, first
 
+# %% ../../omni_nbs/45_projector.bench.ipynb #e82bdaa5
 def sentence_rows(
     spoken, # A `SpokenLM` with an `OmniDecoder`
     n:int=60, # Sentences
@@ -151,7 +153,7 @@ def shuffled(
     "What another text would have been given"
     return vectors[1:] + vectors[:1]
 
-# %% ../../omni_nbs/45_projector.bench.ipynb #e8b58ef9
+# %% ../../omni_nbs/45_projector.bench.ipynb #901273c7
 def trained(
     what:str, # For the folder
     config:ProjectorConfig, # Everything
@@ -168,6 +170,7 @@ def trained(
     last = [r for r in run.history if 'val/nats' in r][-1]
     return projector, {'nats a code': last['val/nats']} | ({'distance to its words': last['val/distil']} if 'val/distil' in last else {})
 
+# %% ../../omni_nbs/45_projector.bench.ipynb #db209178
 def ablation_rows(
     config:ProjectorConfig, # The base run
     llm, # A `FrozenLM`
@@ -215,7 +218,7 @@ def gguf_rows(
     row, greedy, own, first = measure('folder, transformers', spoken.llm)
     return [row, *(measure(what, o if hasattr(o, 'read') else load_llm(str(o)), greedy, own)[0] for what, o in files.items())]
 
-# %% ../../omni_nbs/45_projector.bench.ipynb #3a4286f6
+# %% ../../omni_nbs/45_projector.bench.ipynb #a6095f88
 def cost_rows(
     config:ProjectorConfig, # The base run
     llm, # A `FrozenLM`
@@ -244,6 +247,7 @@ def cost_rows(
             (f'five strings said ({sum(map(len, spoken))} codes)', lambda i: say_vectors(decoder, own_vectors(decoder, items), items))]
         return [dict(what=what) | timed(f, steps) | dict(threads=torch.get_num_threads(), learning=count(task.projector), frozen=count(llm.model) + count(decoder.module)) for what, f in rows]
 
+# %% ../../omni_nbs/45_projector.bench.ipynb #e20a2c59
 def timed(
     f, # Called with the number of the run
     runs:int=10, # After two that are not counted

@@ -30,7 +30,7 @@ from .features import FeatureCache, load_llm
 from ..tokens import TokenStore, tokenize
 from ..train import TrainConfig, best_weights, find_resume, fit, lr_factor, order
 
-# %% ../../omni_nbs/42_projector.train.ipynb #f6b7f74c
+# %% ../../omni_nbs/42_projector.train.ipynb #7f89e00e
 @dataclass(frozen=True)
 class ProjectorConfig:
     "The numbers of a projector and of its training. Raises SoundlmError for those that make no sense"
@@ -66,13 +66,12 @@ class ProjectorConfig:
     devices:int = 1 # GPUs
     val_every:int = 250 # Steps between validations
     log_every:int = 10 # Steps between rows of the log
-    ckpts:int = 1 # Best checkpoints kept, beside the last
     seed:int = 0 # Decides weights, data and their order
     logger:str = 'csv' # 'csv', 'wandb' (beside the CSV) or 'none'
     workers:int = 0 # Processes that prepare batches
     def __post_init__(self): check_numbers(self)
 
-# %% ../../omni_nbs/42_projector.train.ipynb #e7ac6978
+# %% ../../omni_nbs/42_projector.train.ipynb #9657bc47
 def is_qwen3tts(
     decoder:str, # 'omni', 'qwen3-tts', a hub id or a folder
 ) -> bool:
@@ -103,10 +102,10 @@ def check_numbers(
 @patch(as_prop=True)
 def training(self:ProjectorConfig) -> TrainConfig: # For `fit`; a batch is one item
     "The numbers of the run"
-    same = 'steps accumulate lr warmup weight_decay ema device devices ckpts seed logger workers'.split()
+    same = 'steps accumulate lr warmup weight_decay ema device devices seed logger workers'.split()
     often = {k: min(getattr(self, k), self.steps) for k in ('val_every', 'log_every')} # a short run is measured and logged too
     bf16 = self.precision == 'auto' and get_device(self.device).type == 'cpu' and has_fast_bf16_cpu()
-    return TrainConfig(batch_size=1, precision='bf16-mixed' if bf16 else self.precision, eval_clips=0, **often, **{k: getattr(self, k) for k in same})
+    return TrainConfig(batch_size=1, precision='bf16-mixed' if bf16 else self.precision, eval_clips=0, ckpts=1, **often, **{k: getattr(self, k) for k in same})
 
 # %% ../../omni_nbs/42_projector.train.ipynb #d3c0669a
 @patch
@@ -425,8 +424,8 @@ def lessons_of(
     cache = FeatureCache(llm, features, layer='all' if config.layer == 'mix' else config.layer, chat=config.chat)
     return tuple(Lessons(s, cache, decoder, config.seconds, config.language) for s in (tokens or stores(config, decoder.codec)))
 
-# %% ../../omni_nbs/42_projector.train.ipynb #789ac24d
-_may_change = 'device', 'devices', 'workers', 'logger', 'log_every', 'ckpts', 'precision'
+# %% ../../omni_nbs/42_projector.train.ipynb #58706a79
+_may_change = 'device', 'devices', 'workers', 'logger', 'log_every', 'precision'
 
 def same_config(
     config:ProjectorConfig, # As it is asked for
@@ -442,6 +441,7 @@ def same_config(
     out.mkdir(parents=True, exist_ok=True)
     config.to_yaml(file)
 
+# %% ../../omni_nbs/42_projector.train.ipynb #8b8dd39b
 def leave(
     llm, # A `FrozenLM`
     *lessons, # `Lessons` that read it
@@ -455,6 +455,7 @@ def leave(
     if torch.cuda.is_available(): torch.cuda.empty_cache()
     return facts
 
+# %% ../../omni_nbs/42_projector.train.ipynb #76ef1109
 def train_projector(
     config:ProjectorConfig=ProjectorConfig(), # Everything
     out:str|Path='runs/projector', # Folder of the run; the model goes to `model` in it
@@ -480,7 +481,7 @@ def train_projector(
     if save: keep_projector(task.projector.eval().cpu(), llm, decoder, config, run, Path(out)/'model', measure)
     return task.projector.eval(), run
 
-# %% ../../omni_nbs/42_projector.train.ipynb #16168c33
+# %% ../../omni_nbs/42_projector.train.ipynb #e2e13f2c
 def projector_card(
     spoken, # A `SpokenLM`
     config:ProjectorConfig, # As it was trained
@@ -499,6 +500,7 @@ def projector_card(
     about = f"A projector from the states of {m.name} to the text embeddings of {d.name}: what the one has read, the other says; {how}. Notebook 42 trains such projectors."
     return hub.card('projector', about, facts | hub.provenance() | (dict(results=results) if results else {}), license='cc-by-sa-4.0' if 'fsdd' in made else 'other', tags=('text-to-speech',))
 
+# %% ../../omni_nbs/42_projector.train.ipynb #bbf4af37
 def keep_projector(
     projector, # Trained
     llm, # What it reads
