@@ -2,7 +2,7 @@
 import importlib.util, json, os, re, shutil, signal, socket, subprocess, sys, time, warnings
 from pathlib import Path
 import pytest, torch
-import hub_server, parts
+import hub_server, overlay, parts
 from soundlm import hub
 from soundlm.core import HubError, SoundlmError, SoundlmWarning, rng
 from soundlm.omni.corpus import sentence
@@ -235,15 +235,7 @@ def test_an_llm_that_has_left_can_be_named(spoken, tmp_path):
         if said is None: assert back.with_llm(like).llm is like; continue
         with pytest.raises(SoundlmError, match=said): back.with_llm(like)
 
-def test_qwen3tts_behind_it(small):
-    overlay = Path(sys.prefix)/'qwen3tts'
-    if not (overlay/'qwen_tts').is_dir():
-        todo = f'{overlay} is missing: make VENV={sys.prefix} {sys.prefix}/qwen3tts.ok'
-        assert not os.environ.get('CI'), todo
-        pytest.skip(todo)
-    env = os.environ | dict(PYTHONPATH=os.pathsep.join([str(overlay), str(root)]), TINY_LLM=str(small/'llama-tiny'))
-    run_ = subprocess.run([sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', str(root/'tests'/'spoken_qwen3tts.py')], env=env, capture_output=True, text=True, timeout=600)
-    assert run_.returncode == 0 and re.search(r'19 passed', run_.stdout), run_.stdout[-6000:] + run_.stderr[-2000:]
+def test_qwen3tts_behind_it(small): overlay.passes('spoken_qwen3tts.py', TINY_LLM=str(small/'llama-tiny'))
 
 # --- real models from a hub
 def test_names_of_real_models():
